@@ -1,0 +1,1 @@
+"""Everything the three scripts share."""

@@ -1,0 +1,92 @@
+"""Writing files so that a reader finds the old one or the new one, never half of one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import UserError
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; move it into place when the block ends without an error.
+
+    Raises:
+        UserError: the folder cannot be written to, or `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file to write")
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; when the block ends without an error, move each of its files into `path`.
+
+    Files that `path` already holds under other names stay. Raises UserError where `path` cannot be written.
+    """
+    path = make_folder(path)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        yield temporary
+        for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            target = path / source.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class ArrayWriter:
+    """Writes a `.npy` of (rows, dim) block by block, the number of rows known only at the end."""
+
+    def __init__(self, path: Path, dim: int, dtype: str) -> None:
+        self.rows, self.dim, self.dtype = 0, dim, np.dtype(dtype)
+        self._stream = path.open("w+b")
+        self._write_header()
+
+    def write(self, block: np.ndarray) -> None:
+        """Append (n, dim) values, converted to the file's dtype."""
+        self._stream.write(np.ascontiguousarray(block, dtype=self.dtype).tobytes())
+        self.rows += len(block)
+
+    def close(self) -> None:
+        """Put the number of rows into the header, and close."""
+        self._stream.seek(0)
+        self._write_header()
+        self._stream.close()
+
+    def _write_header(self) -> None:
+        # numpy pads its header so that a growing first axis still fits: the length never changes.
+        description = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": description, "fortran_order": False, "shape": (self.rows, self.dim)}
+        np.lib.format.write_array_header_1_0(self._stream, header)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and those above it; UserError where that cannot be done or a file is in the way."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from None
+    return path

@@ -1,0 +1,111 @@
+"""What people look at: tables on the terminal, figures as PNG."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # figures go to files: no display is needed
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from common.files import atomic_file
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns under their header, text to the left and numbers to the right; floats with three decimals."""
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def shorten(text: str, width: int) -> str:
+    """The text on one line, cut with an ellipsis where it is longer than `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, within what a table can use."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 160)
+
+
+def heading(text: str) -> None:
+    """Print a heading with space above it."""
+    print(f"\n{text}\n{'=' * len(text)}")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON for people and programs: indented, UTF-8, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG and forget it."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def similarity_figure(sentences: Sequence[str], similarities: np.ndarray) -> Figure:
+    """A heat map of an (n, n) table of cosine similarities, the sentences on both axes."""
+    labels = [shorten(sentence, 42) for sentence in sentences]
+    size = 3 + 0.42 * len(sentences)
+    figure, axes = plt.subplots(figsize=(size + 1, size))
+    image = axes.imshow(similarities, cmap="viridis", vmin=min(0, similarities.min()), vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for (row, column), value in np.ndenumerate(similarities):
+        ink = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
+    figure.colorbar(image, label="cosine similarity", fraction=0.046, pad=0.02)
+    axes.set_title("How similar the sentences' embeddings are")
+    return figure
+
+
+def map_figure(sentences: Sequence[str], embeddings: np.ndarray) -> Figure:
+    """The embeddings (n, dim) as points on their two principal components, each with its sentence."""
+    centred = embeddings - embeddings.mean(axis=0)
+    _, singular, components = np.linalg.svd(centred, full_matrices=False)
+    points = centred @ components[:2].T  # (n, 2)
+    share = singular[:2] ** 2 / max((singular**2).sum(), 1e-12)
+    figure, axes = plt.subplots(figsize=(11, 8))
+    axes.scatter(*points.T, color="tab:blue")
+    heights = spread(points[:, 1], 0.035 * (np.ptp(points[:, 1]) or 1))
+    for sentence, (x, y), height in zip(sentences, points, heights, strict=True):
+        axes.annotate(
+            shorten(sentence, 44),
+            (x, y),
+            xytext=(x + 0.02 * np.ptp(points[:, 0]), height),
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "lightgrey"},
+        )
+    axes.margins(x=0.35, y=0.08)
+    axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second principal component ({share[1]:.0%})")
+    axes.set_title("The sentences in two dimensions")
+    return figure
+
+
+def spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Heights for labels, in the order given, moved up as little as keeps them `gap` apart."""
+    moved = np.array(heights, dtype=float)
+    order = np.argsort(moved)
+    for below, above in pairwise(order):
+        moved[above] = max(moved[above], moved[below] + gap)
+    return moved

@@ -1,0 +1,134 @@
+"""Text to token ids: BERT's uncased WordPiece with its vocabulary bundled, or any other tokenizer by name."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_session
+from huggingface_hub.constants import ENDPOINT
+from torch import Tensor
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from common.cli import UserError
+
+VOCABULARY = Path(__file__).parent / "vocabulary" / "bert-base-uncased-vocab.txt"
+MAX_LENGTH = 128
+
+# Texts arrive in thousands, so the tokenizer's own threads pay; without this it warns after a fork instead.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class SentenceTokenizer:
+    """Turns sentences into token ids, cut at `max_length` tokens (the special ones counted).
+
+    `SentenceTokenizer()` is BERT's uncased WordPiece: ids as bert-base-uncased gives them, with no network.
+    """
+
+    def __init__(self, backend: PreTrainedTokenizerBase | None = None, max_length: int = MAX_LENGTH) -> None:
+        self.backend = backend if backend is not None else BertTokenizer(vocab=str(VOCABULARY))
+        self.max_length = max_length
+        self._said_truncation = False
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, max_length: int | None = None) -> "SentenceTokenizer":
+        """Any tokenizer transformers can open, from a folder or (network or cache permitting) by hub name.
+
+        Raises:
+            UserError: there is no such tokenizer, or it cannot be reached.
+        """
+        backend = open_local_or_hub(AutoTokenizer.from_pretrained, name_or_path, "tokenizer")
+        return cls(backend, max_length or min(backend.model_max_length, MAX_LENGTH))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files (`tokenizer.json`, `tokenizer_config.json`) to a folder."""
+        self.backend.model_max_length = self.max_length
+        self.backend.save_pretrained(str(folder))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.backend)
+
+    @property
+    def pad_id(self) -> int:
+        return self.backend.pad_token_id if self.backend.pad_token_id is not None else 0
+
+    def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Token ids of each sentence, special tokens included, at most `max_length` of them and at least one.
+
+        Raises:
+            TypeError: an element is not a string; the message says which.
+        """
+        for position, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise TypeError(f"sentence {position} is a {type(sentence).__name__}, not a string: {sentence!r}")
+        if len(sentences) == 0:
+            return []
+        options = {"truncation": True, "max_length": self.max_length, "return_attention_mask": False}
+        ids = self.backend(list(sentences), **options)["input_ids"]
+        self._say_truncation(sentences, ids)
+        return [row or [self.backend.unk_token_id or self.pad_id] for row in ids]
+
+    def _say_truncation(self, sentences: Sequence[str], ids: list[list[int]]) -> None:
+        full = [] if self._said_truncation else [i for i, row in enumerate(ids) if len(row) >= self.max_length]
+        if full:
+            lengths = [len(row) for row in self.backend([sentences[i] for i in full])["input_ids"]]
+            cut = sum(length > self.max_length for length in lengths)
+            if cut:
+                self._said_truncation = True
+                warnings.warn(
+                    f"{cut} of {len(sentences)} texts were longer than {self.max_length} tokens and were cut there "
+                    f"(the longest: {max(lengths)}); this is said once",
+                    stacklevel=3,
+                )
+
+    def is_blank(self, ids: Sequence[int]) -> bool:
+        """Whether a row of ids holds nothing the model knows: only special or unknown tokens."""
+        return set(ids) <= set(self.backend.all_special_ids)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows of ids as one batch: `input_ids` and `attention_mask`, both (batch, longest row), int64."""
+        width = max(len(row) for row in rows)
+        input_ids = torch.full((len(rows), width), self.pad_id)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([len(row) for row in rows])
+        attention_mask = (torch.arange(width) < lengths[:, None]).long()
+        return input_ids, attention_mask
+
+
+def open_local_or_hub(open_from: Callable[..., Any], name_or_path: str | Path, what: str, **options: Any) -> Any:
+    """What `open_from` opens: from a folder, from the hub's local cache, or else from the hub itself.
+
+    Raises:
+        UserError: there is nothing of that name, it cannot be opened, or the hub cannot be reached.
+    """
+    path = Path(name_or_path)
+    if path.is_file() or (not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith("."))):
+        raise UserError(f"{name_or_path}: no such {what} folder")
+    try:
+        return open_from(str(name_or_path), local_files_only=True, **options)
+    except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own kinds
+        if path.is_dir():
+            raise UserError(f"{path}: the {what} there cannot be opened ({first_line(error)})") from None
+    try:
+        # One plain request: without a network the hub's own client would try again for half a minute.
+        get_session().head(ENDPOINT, timeout=10)
+    except Exception:
+        raise UserError(
+            f"{name_or_path}: no such folder, not in the local cache, and the hub cannot be reached to fetch it"
+        ) from None
+    try:
+        return open_from(str(name_or_path), **options)
+    except Exception as error:
+        raise UserError(f"{name_or_path}: the hub has no {what} to open ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first sentence of a library's error, short enough to stand inside one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

@@ -1,0 +1,313 @@
+"""The one training loop: any objective, any data set, resumable to the last bit."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.checkpoint import NAME as CHECKPOINT
+from common.checkpoint import read_progress, restore_checkpoint, save_checkpoint
+from common.cli import Interrupted, UserError, option, progress_bar
+from common.data import shuffled_batches
+from common.encoder import resolve_precision
+from common.files import make_folder
+from common.optim import SCHEDULES, build_optimizer, build_schedule
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHECKPOINT_SECONDS = 300
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; every field is an option of the command line."""
+
+    epochs: int = option(3, "passes over the data")
+    max_steps: int | None = option(None, "train for this many steps, whatever the epochs")
+    learning_rate: float = option(1e-4, "the highest learning rate")
+    batch_tokens: int = option(2048, "the most tokens in one batch, padding included")
+    accumulate: int = option(1, "batches whose gradients make one step")
+    schedule: str = option("linear", "how the rate falls after the warm-up", choices=SCHEDULES)
+    warmup: float = option(0.1, "share of the steps in which the rate rises")
+    weight_decay: float = option(0.01, "AdamW's weight decay (biases and norms have none)")
+    clip_norm: float = option(1.0, "gradients longer than this are scaled down to it")
+    evaluate_every: int | None = option(None, "steps between two looks at the dev file; without it, each epoch")
+    patience: int | None = option(None, "stop after this many looks at the dev file without a gain")
+    seed: int = option(0, "the same seed gives the same model")
+    precision: str = option("auto", "auto is bf16 where the processor has it, else fp32", choices=PRECISIONS)
+    device: str = option("auto", "cpu, cuda, mps; auto takes an accelerator where there is one")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "batch_tokens", "accumulate", "evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"--warmup {self.warmup}: must be from 0 to 1")
+
+
+class TrainingData(Protocol):
+    """What the loop asks of a data set."""
+
+    lengths: Sequence[int]
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
+
+
+@dataclass
+class Progress:
+    """Where a training stands, beside the tensors: all of it goes into the checkpoint."""
+
+    step: int = 0
+    best: Metrics | None = None
+    looks_since_best: int = 0
+    stopped_early: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    loss_sums: dict[str, float] = field(default_factory=dict)  # since the last row of the history
+    loss_steps: int = 0
+    schedule: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+def build_accelerator(device: str, precision: str) -> Accelerator:
+    """accelerate's Accelerator on a device by name ("auto": the best there is), in a precision ("auto" too).
+
+    Raises:
+        UserError: this machine has no such device, or several processes were launched.
+    """
+    if device != "auto":
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError):
+            raise UserError(f"--device {device}: this machine has no such device (cpu always works)") from None
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+    on_cpu = device == "cpu"
+    probe = Accelerator(cpu=on_cpu).device
+    mixed = resolve_precision(precision, probe)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if mixed == "fp32" else mixed)
+    if accelerator.num_processes > 1:
+        raise UserError("several processes are not supported; start the script with python")
+    return accelerator
+
+
+class Trainer:
+    """Trains an objective: a module whose forward turns a batch into {"loss": ..., and any parts to track}.
+
+    Args:
+        objective: what is trained, all parameters that require a gradient.
+        data: what `collate`s a batch from row indices.
+        output: the folder for the checkpoint; `save` writes the model there.
+        save: called with no argument whenever the model is the best so far (without `evaluate`: at the end).
+        evaluate: gives dev metrics, of which `score` is to be high.
+        rates: a learning rate of its own for parts of the objective, as `build_optimizer` takes it.
+        description: what else a resumed run must share with the first, by name.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        data: TrainingData,
+        config: TrainingConfig,
+        output: str | Path,
+        save: Callable[[], None],
+        evaluate: Callable[[], Metrics] | None = None,
+        rates: Mapping[nn.Module, float] | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self.data, self.output = config, data, Path(output)
+        self.save, self.evaluate = save, evaluate
+        self.accelerator = build_accelerator(config.device, config.precision)
+        self.total_steps = config.max_steps or sum(len(self._plan(epoch)) for epoch in range(config.epochs))
+        optimizer = build_optimizer(objective, config.learning_rate, config.weight_decay, rates)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.schedule = build_schedule(optimizer, config.schedule, config.warmup, self.total_steps)
+        self.progress = Progress(run=self._fingerprint(description or {}))
+
+    def train(self, resume: bool = False) -> Progress:
+        """Run to the end, from the start or from the checkpoint in `output`.
+
+        Raises:
+            Interrupted: a signal asked to stop; the checkpoint holds everything up to the last step.
+            UserError: nothing to resume, an unfinished run in the way, or the loss is no longer a number.
+        """
+        make_folder(self.output)
+        if resume:
+            self._restore()
+        else:
+            set_seed(self.config.seed)
+        self.objective.train()
+        saved_at = time.monotonic()
+        first = self.progress.step
+        bar = progress_bar(self.total_steps, " steps", "training", first)
+        with stop_requests() as stop, bar:
+            for batches, ends_epoch in self._steps_from(first):
+                losses = self._step(batches)
+                bar.update()
+                bar.set_postfix_str(f"loss {losses['loss']:.4f}", refresh=False)
+                every = self.config.evaluate_every
+                done = self.progress.step == self.total_steps
+                if done or (self.progress.step % every == 0 if every else ends_epoch):
+                    self._look(bar)
+                    saved_at = -math.inf  # a new best model on disk needs a checkpoint that knows of it
+                if self.progress.stopped_early or done:
+                    break
+                if stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+                    saved_at = time.monotonic()
+                if stop:
+                    raise Interrupted(
+                        f"stopped after step {self.progress.step} of {self.total_steps}; "
+                        f"the same command with --resume goes on from there"
+                    )
+        if self.evaluate is None:
+            self.save()
+        (self.output / CHECKPOINT).unlink(missing_ok=True)
+        return self.progress
+
+    def _plan(self, epoch: int) -> list[list[list[int]]]:
+        """An epoch's steps, each a list of batches: a function of the seed and the epoch alone."""
+        batches = shuffled_batches(self.data.lengths, self.config.batch_tokens, self.config.seed, epoch)
+        size = self.config.accumulate
+        return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+    def _steps_from(self, step: int) -> Iterator[tuple[list[list[int]], bool]]:
+        """The batches of each step from number `step` on, and whether the step ends its epoch."""
+        epoch = 0
+        while True:
+            plan = self._plan(epoch)
+            for number in range(min(step, len(plan)), len(plan)):
+                yield plan[number], number == len(plan) - 1
+            step = max(step - len(plan), 0)
+            epoch += 1
+
+    def _step(self, batches: list[list[int]]) -> dict[str, float]:
+        """One optimizer step over the batches; the mean of their losses."""
+        sums: dict[str, float] = defaultdict(float)
+        for indices in batches:
+            batch = {k: v.to(self.accelerator.device) for k, v in self.data.collate(indices).items()}
+            losses = self.objective(batch)
+            self.accelerator.backward(losses["loss"] / len(batches))
+            for name, value in losses.items():
+                sums[name] += value.item() / len(batches)
+        norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm))
+        if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
+            self._diverged(sums["loss"], norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        self.progress.loss_steps += 1
+        for name, value in sums.items():
+            self.progress.loss_sums[name] = self.progress.loss_sums.get(name, 0.0) + value
+        return sums
+
+    def _diverged(self, loss: float, norm: float) -> None:
+        path = self.output / CHECKPOINT
+        kept = (
+            f"the checkpoint of step {read_progress(self.output)['step']} is kept"
+            if path.is_file()
+            else "nothing was saved yet"
+        )
+        raise UserError(
+            f"step {self.progress.step + 1}: the loss is {loss} and its gradient's norm {norm}, so training stopped; "
+            f"{kept} in {self.output}; a lower --learning-rate or more --warmup usually helps"
+        )
+
+    def _look(self, bar: tqdm) -> None:
+        """Evaluate, keep the model if it is the best, and add a row to the history."""
+        progress = self.progress
+        row: dict[str, Any] = {"step": progress.step}
+        row |= {f"train {name}": total / progress.loss_steps for name, total in progress.loss_sums.items()}
+        progress.loss_sums, progress.loss_steps = {}, 0
+        if self.evaluate is not None:
+            metrics = self.evaluate()
+            self.objective.train()
+            row |= {f"dev {name}": value for name, value in metrics.items()}
+            if progress.best is None or metrics["score"] > progress.best["score"]:
+                progress.best, progress.looks_since_best = {"step": progress.step, **metrics}, 0
+                self.save()
+            else:
+                progress.looks_since_best += 1
+            progress.stopped_early = progress.looks_since_best >= (self.config.patience or math.inf)
+        progress.history.append(row)
+        values = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float))
+        bar.write(f"step {progress.step:>6}  {values}")
+
+    def _fingerprint(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """What a resumed run must share with the one it goes on from: the settings and the data."""
+        settings = {**dataclasses.asdict(self.config), **description}
+        digest = hashlib.sha256(json.dumps([list(self.data.lengths), getattr(self.data, "ids", None)]).encode())
+        return {"settings": settings, "data": digest.hexdigest()}
+
+    def _checkpoint(self) -> None:
+        self.progress.schedule = self.schedule.state_dict()
+        save_checkpoint(self.output, self.objective, self.optimizer, dataclasses.asdict(self.progress))
+
+    def _restore(self) -> None:
+        """Take up the checkpoint in `output`, if this run is the one that wrote it."""
+        saved, run = read_progress(self.output)["run"], self.progress.run
+        for name, value in run["settings"].items():
+            if saved["settings"].get(name) != value:
+                raise UserError(
+                    f"{self.output}: the unfinished run there has --{name.replace('_', '-')} "
+                    f"{saved['settings'].get(name)}, not {value}; resume with the same options"
+                )
+        if saved["data"] != run["data"]:
+            raise UserError(
+                f"{self.output}: the unfinished run there was trained on other data; resume with the same files"
+            )
+        self.progress = Progress(**restore_checkpoint(self.output, self.objective, self.optimizer))
+        self.schedule.load_state_dict(self.progress.schedule)
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+
+def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
+    """UserError where training into `output` would lose what is there: a model, or a run that can be resumed."""
+    output = Path(output)
+    if overwrite and resume:
+        raise UserError("--resume goes on with a run, --overwrite discards it: choose one")
+    if overwrite:
+        (output / CHECKPOINT).unlink(missing_ok=True)
+    elif not resume and (output / CHECKPOINT).is_file():
+        raise UserError(f"{output}: holds an unfinished run; --resume goes on with it, --overwrite discards it")
+    elif not resume and (output / "config.json").is_file():
+        raise UserError(f"{output}: holds a model already; choose another --output, or add --overwrite")
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or a termination signal asks for a stop; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's business
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

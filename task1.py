@@ -1,0 +1,274 @@
+"""The sentence encoder: text in, sentence embeddings out.
+
+python task1.py                                        show what it does, on sample sentences
+python task1.py embed FILE --output FILE.npy           embed a file of sentences
+python task1.py train FILE [FILE ...] --output DIR     train it on pairs, scored pairs or plain sentences
+python task1.py evaluate FILE [--model DIR]            measure it on scored pairs
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+
+from common.cli import ROOT, Parser, UserError, add_options, config_from, progress_bar, run
+from common.data import (
+    SAMPLES,
+    SentenceDataset,
+    TrainingRows,
+    chunked,
+    read_scored_pairs,
+    read_texts,
+    read_training_rows,
+)
+from common.distillation import DistillationObjective, random_projection, start_from_teacher
+from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, resolve_precision
+from common.files import ArrayWriter, atomic_file
+from common.losses import PairObjective
+from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
+from common.report import (
+    heading,
+    map_figure,
+    save_figure,
+    shorten,
+    similarity_figure,
+    table,
+    terminal_width,
+    write_json,
+)
+from common.trainer import PRECISIONS, Progress, Trainer, TrainingConfig, build_accelerator, refuse_existing
+
+RUN = ROOT / "runs" / "task1"
+CHUNK = 4096
+SCRATCH_RATE, FINE_TUNING_RATE = 1e-4, 2e-5
+
+
+def build_parser() -> Parser:
+    parser = Parser("task1.py", description="The sentence encoder. Without a command: show what it does.")
+    commands = parser.add_subparsers(dest="command", parser_class=Parser)
+
+    embed = commands.add_parser("embed", help="embed a file of sentences")
+    embed.add_argument("file", help=".txt (a sentence a line), .csv, .tsv, .jsonl, any with .gz; - is standard input")
+    embed.add_argument("--output", required=True, metavar="FILE.npy", help="the (sentences, dim) array to write")
+    embed.add_argument("--column", default="text", help="the column to read from a table (default: text)")
+    embed.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the array (float32)")
+    add_inference_options(embed)
+
+    evaluate = commands.add_parser("evaluate", help="measure an encoder on scored pairs")
+    evaluate.add_argument("file", help="a table with sentence1, sentence2 and score (or near_miss)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    add_inference_options(evaluate)
+
+    train = commands.add_parser(
+        "train",
+        help="train an encoder; the columns of the files choose how",
+        description="Columns sentence1, sentence2: each finds its partner in the batch (near_miss: harder). With score: "
+        "more similar pairs rank higher. A .txt or text column: dropout as the only noise, or, with "
+        "--teacher, distillation.",
+    )
+    train.add_argument("files", nargs="+", metavar="file", help="training files, all with the same columns")
+    train.add_argument("--output", required=True, metavar="DIR", help="the folder for the trained encoder")
+    train.add_argument("--dev", metavar="FILE", help="scored pairs; the model that ranks them best is kept")
+    train.add_argument("--model", metavar="DIR", help="start from this encoder (default: random weights)")
+    train.add_argument("--teacher", metavar="DIR", help="learn this model's embeddings (a folder or hub name)")
+    train.add_argument(
+        "--no-teacher-embeddings",
+        action="store_true",
+        help="with --teacher and random weights: do not start from the teacher's token embeddings",
+    )
+    train.add_argument("--column", default="text", help="the column of plain sentences (default: text)")
+    train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
+    train.add_argument("--overwrite", action="store_true", help="discard what --output holds")
+    add_options(train, TrainingConfig, learning_rate=None)
+    return parser
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="DIR", help="an encoder's folder or hub name (default: runs/task1)")
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=f"tokens a batch ({BATCH_TOKENS})")
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where the processor has it")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
+
+
+def open_encoder(arguments: argparse.Namespace) -> tuple[Encoder, str]:
+    """The encoder that `--model` names on its device, and the precision to run it in."""
+    if arguments.batch_tokens < 1:
+        raise UserError(f"--batch-tokens {arguments.batch_tokens}: must be 1 or more")
+    model = arguments.model
+    if model is None and not (RUN / "config.json").is_file():
+        raise UserError("no --model given and none in runs/task1 yet: `python task1.py` trains a first one there")
+    encoder = SentenceEncoder.from_pretrained(model or RUN)
+    device = build_accelerator(arguments.device, "fp32").device
+    return encoder.to(device), resolve_precision(arguments.precision, device)
+
+
+def embed(arguments: argparse.Namespace) -> None:
+    """Stream a file's sentences into an array file, in input order."""
+    texts = read_texts(arguments.file, arguments.column)
+    with atomic_file(arguments.output) as temporary:
+        first = [next(texts)]  # a wrong file is said before a model is loaded
+        encoder, precision = open_encoder(arguments)
+        writer = ArrayWriter(temporary, encoder.dim, arguments.dtype)
+        with progress_bar(None, " sentences", "embedding") as bar:
+            for block in encoder.encode_stream(chunked(chain(first, texts), CHUNK), arguments.batch_tokens, precision):
+                writer.write(block)
+                bar.update(len(block))
+        writer.close()
+    print(f"{arguments.output}: {writer.rows} × {writer.dim}, {arguments.dtype}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print how well similarities agree with people's scores."""
+    pairs = read_scored_pairs(arguments.file)
+    encoder, precision = open_encoder(arguments)
+    left, right = zip(*pairs.rows, strict=True)
+    similarities = pair_similarities(encoder, left, right, batch_tokens=arguments.batch_tokens, precision=precision)
+    result = {"file": arguments.file, "model": arguments.model or "runs/task1", "pairs": len(left)}
+    for name, statistic in (("spearman", spearman), ("pearson", pearson)):
+        interval = bootstrap_interval(statistic, similarities, np.array(pairs.scores))
+        result[name] = {"value": statistic(similarities, pairs.scores), "interval_95": interval}
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = [
+        [name.capitalize(), result[name]["value"], "{:.3f} to {:.3f}".format(*result[name]["interval_95"])]
+        for name in ("spearman", "pearson")
+    ]
+    print(f"{arguments.file}: {len(left)} pairs, model {result['model']}")
+    print(table(["correlation", "value", "95% interval (bootstrap)"], rows))
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train an encoder on the user's files; the best on --dev (or the last) is in --output afterwards."""
+    if arguments.learning_rate is None:
+        arguments.learning_rate = FINE_TUNING_RATE if arguments.model else SCRATCH_RATE
+    config = config_from(arguments, TrainingConfig)
+    rows = read_training_rows(arguments.files, arguments.column)
+    dev = read_scored_pairs(arguments.dev) if arguments.dev else None
+    refuse_existing(arguments.output, arguments.resume, arguments.overwrite)
+    set_seed(config.seed)
+    encoder = SentenceEncoder.from_pretrained(arguments.model) if arguments.model else SentenceEncoder()
+    objective, data, words = choose_objective(encoder, rows, arguments)
+    print(f"objective: {words}\ndata: {len(data)} rows of {', '.join(rows.columns)}")
+    print(f"start: {arguments.model or 'random weights'}; learning rate {config.learning_rate:g}; seed {config.seed}")
+    described = {"model": arguments.model, "teacher": arguments.teacher}
+    output = Path(arguments.output)
+    progress = fit(objective, data, config, output, dev, arguments.resume, described)
+    if progress.best:
+        print(f"best on {arguments.dev}: Spearman {progress.best['spearman']:.4f} at step {progress.best['step']}")
+    print(f"{output}: the trained encoder, and how it went in training.json")
+
+
+def choose_objective(
+    encoder: Encoder, rows: TrainingRows, arguments: argparse.Namespace
+) -> tuple[PairObjective | DistillationObjective, SentenceDataset, str]:
+    """The objective that the columns (and --teacher) ask for, its data set, and what it is in words."""
+    if arguments.teacher:
+        return distil(encoder, [text for row in rows.rows for text in row], arguments)
+    data = SentenceDataset(rows.rows, encoder.tokenizer, rows.scores)
+    words = {
+        ("sentence1", "sentence2"): "contrastive: each sentence finds its partner among those of the batch",
+        (
+            "sentence1",
+            "sentence2",
+            "near_miss",
+        ): "contrastive: each finds its partner in the batch, near misses too",
+        (
+            "sentence1",
+            "sentence2",
+            "score",
+        ): "ranking: pairs with higher scores get higher cosine similarities",
+    }.get(rows.columns, "SimCSE: each sentence finds itself under another dropout mask")
+    return PairObjective(encoder), data, words
+
+
+def distil(
+    encoder: Encoder, texts: list[str], arguments: argparse.Namespace
+) -> tuple[DistillationObjective, SentenceDataset, str]:
+    """The distillation objective, from the teacher's token embeddings where both share a vocabulary."""
+    teacher = SentenceEncoder.from_pretrained(arguments.teacher)
+    teacher.to(build_accelerator(arguments.device, "fp32").device)
+    projection = random_projection(teacher.dim, encoder.dim)
+    words = f"distillation: embed as {arguments.teacher} does"
+    if not (arguments.model or arguments.no_teacher_embeddings) and start_from_teacher(encoder, teacher, projection):
+        words += ", starting from its token embeddings"
+    objective = DistillationObjective(encoder, texts, lambda batch: torch.from_numpy(teacher.encode(batch)), projection)
+    return objective, SentenceDataset([(text,) for text in texts], encoder.tokenizer), words
+
+
+def fit(
+    objective: PairObjective | DistillationObjective,
+    data: SentenceDataset,
+    config: TrainingConfig,
+    output: Path,
+    dev: TrainingRows | None = None,
+    resume: bool = False,
+    description: dict[str, object] | None = None,
+) -> Progress:
+    """Train, keep the best encoder on `dev` (or the last) in `output`, and write down how it went."""
+    encoder = objective.encoder
+
+    def look() -> dict[str, float]:
+        similarities = pair_similarities(encoder, *zip(*dev.rows, strict=True))
+        correlation = spearman(similarities, dev.scores)
+        return {"spearman": correlation, "score": correlation}
+
+    save = partial(encoder.save_pretrained, output)
+    trainer = Trainer(objective, data, config, output, save, look if dev else None, description=description)
+    progress = trainer.train(resume)
+    write_json(output / "training.json", {**progress.run, "best": progress.best, "history": progress.history})
+    return progress
+
+
+def show() -> None:
+    """The whole of task 1 on the embedded data."""
+    encoder = first_training()
+    sentences = list(read_texts(SAMPLES / "sentences.txt"))
+    embeddings = encoder.encode(sentences)
+    similarities = embeddings @ embeddings.T
+
+    heading("Sample sentences as embeddings")
+    norms = np.linalg.norm(embeddings, axis=1)
+    print(f"{len(sentences)} sentences → array {embeddings.shape}, norms {norms.min():.6f} to {norms.max():.6f}")
+
+    heading("Each sentence's nearest neighbour")
+    others = similarities - 2 * np.eye(len(sentences), dtype=np.float32)
+    width = (terminal_width() - 10) // 2
+    rows = [
+        [shorten(sentence, width), shorten(sentences[nearest], width), float(row[nearest])]
+        for sentence, row, nearest in zip(sentences, others, others.argmax(axis=1), strict=True)
+    ]
+    print(table(["sentence", "nearest", "cosine"], rows))
+
+    heading("Cosine similarities")
+    few = range(8)
+    rows = [[f"{i + 1} {shorten(sentences[i], 38)}", *(float(similarities[i, j]) for j in few)] for i in few]
+    print(table(["", *(str(i + 1) for i in few)], rows))
+
+    save_figure(similarity_figure(sentences, similarities), RUN / "similarity.png")
+    save_figure(map_figure(sentences, embeddings), RUN / "map.png")
+    np_path = RUN / "embeddings.npy"
+    with atomic_file(np_path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, embeddings)
+    heading("Written to runs/task1")
+    print("similarity.png    every sentence against every other, as a heat map")
+    print("map.png           the sentences in two dimensions")
+    print("embeddings.npy    the sample sentences' embeddings")
+    print("model.safetensors and the files beside it: the encoder (transformers and sentence-transformers open it)")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name; without one, show the whole of task 1."""
+    parsed = build_parser().parse_args(arguments)
+    commands = {"embed": embed, "evaluate": evaluate, "train": train}
+    commands[parsed.command](parsed) if parsed.command else show()
+
+
+if __name__ == "__main__":
+    run(main, "task1.py")

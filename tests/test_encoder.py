@@ -1,0 +1,284 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import AutoModel, BertConfig, BertModel
+
+from common.cli import UserError
+from common.encoder import EncoderConfig, PositionalEncoding, SentenceEncoder, mean_pool
+from common.pretrained import PretrainedEncoder
+from common.tokenizer import SentenceTokenizer
+from tests.conftest import TINY
+
+SENTENCES = ["A cat sat.", "The dog ran across the whole wide field.", "Yes", "One two three four five six seven."]
+
+
+def test_the_default_is_the_projects_encoder():
+    config = EncoderConfig()
+    shape = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.intermediate_size)
+    assert shape == (6, 8, 768, 3072)
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.1
+
+
+def test_positional_encoding_is_the_formula_in_float64():
+    table = PositionalEncoding(200, 48).table.numpy()
+    expected = np.empty((200, 48))
+    for position in range(200):
+        for i in range(24):
+            angle = position / 10_000 ** (2 * i / 48)
+            expected[position, 2 * i], expected[position, 2 * i + 1] = np.sin(angle), np.cos(angle)
+    np.testing.assert_array_equal(table, expected.astype(np.float32))
+
+
+def test_mean_pooling_is_a_loop_over_the_real_tokens():
+    states, lengths = torch.randn(3, 7, 5), [7, 1, 4]
+    mask = torch.tensor([[1] * n + [0] * (7 - n) for n in lengths])
+    expected = torch.stack([sum(states[i, j] for j in range(n)) / n for i, n in enumerate(lengths)])
+    torch.testing.assert_close(mean_pool(states, mask), expected)
+
+
+def random_bert(positions: str = "learned") -> BertModel:
+    torch.manual_seed(1)
+    config = BertConfig(vocab_size=30_522, type_vocab_size=2, **TINY)
+    bert = BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in bert.parameters():
+            parameter.normal_(std=0.2)
+    return bert
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_transformers_bert_with_the_same_weights(tokenizer, padded):
+    bert = random_bert()
+    encoder = SentenceEncoder.from_bert(bert, tokenizer).eval()
+    rows = tokenizer(SENTENCES if padded else SENTENCES[:1])
+    input_ids, mask = tokenizer.pad(rows)
+    with torch.no_grad():
+        ours, theirs = encoder.token_states(input_ids, mask), bert(input_ids, mask).last_hidden_state
+    torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], atol=1e-5, rtol=0)
+
+
+def test_layer_equals_torchs_own_post_norm_layer():
+    config = EncoderConfig(**TINY)
+    layer = SentenceEncoder(config).layers[0].eval()
+    reference = torch.nn.TransformerEncoderLayer(
+        32, 4, 64, activation=F.gelu, layer_norm_eps=1e-12, batch_first=True
+    ).eval()
+    names = {
+        "self_attn.in_proj_": "query_key_value.",
+        "self_attn.out_proj.": "attention_output.",
+        "linear1.": "feed_forward.",
+        "linear2.": "feed_forward_output.",
+        "norm1.": "attention_norm.",
+        "norm2.": "feed_forward_norm.",
+    }
+    ours = layer.state_dict()
+    weights = {a + kind: ours[b + kind] for a, b in names.items() for kind in ("weight", "bias")}
+    reference.load_state_dict(weights)
+    states = torch.randn(2, 6, 32)
+    real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    with torch.no_grad():
+        expected = reference(states, src_key_padding_mask=~real)
+        torch.testing.assert_close(layer(states, real[:, None, None])[real], expected[real], atol=1e-5, rtol=0)
+
+
+def test_our_folder_opens_in_transformers_with_the_same_states(tiny_encoder, tiny_folder):
+    bert = AutoModel.from_pretrained(tiny_folder).eval()
+    assert type(bert) is BertModel
+    input_ids, mask = tiny_encoder.tokenizer.pad(tiny_encoder.tokenizer(SENTENCES))
+    with torch.no_grad():
+        ours, theirs = tiny_encoder.token_states(input_ids, mask), bert(input_ids, mask).last_hidden_state
+    torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], atol=1e-5, rtol=0)
+
+
+def test_save_and_load_is_bit_exact(tiny_encoder, tiny_folder):
+    again = SentenceEncoder.from_pretrained(tiny_folder)
+    assert again.config == tiny_encoder.config
+    assert again.tokenizer.max_length == tiny_encoder.tokenizer.max_length
+    for name, tensor in tiny_encoder.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_berts_weights_come_back_bit_exactly(tokenizer, tmp_path):
+    bert = random_bert()
+    SentenceEncoder.from_bert(bert, tokenizer).save_pretrained(tmp_path)
+    again = BertModel.from_pretrained(tmp_path, add_pooling_layer=False).state_dict()
+    for name, tensor in bert.state_dict().items():
+        assert torch.equal(tensor, again[name]), name
+
+
+def test_a_bert_checkpoint_opens_with_its_learned_positions(tokenizer, tmp_path):
+    bert = random_bert()
+    bert.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = SentenceEncoder.from_pretrained(tmp_path)
+    assert isinstance(encoder, SentenceEncoder)
+    assert encoder.config.positions == "learned"
+    assert torch.equal(encoder.embeddings.positions.table, bert.embeddings.position_embeddings.weight)
+
+
+def test_saved_model_embeds_bit_identically_in_a_new_process(tiny_encoder, tiny_folder, tmp_path):
+    program = (
+        "import sys, numpy; from common.encoder import SentenceEncoder; "
+        "numpy.save(sys.argv[2], SentenceEncoder.from_pretrained(sys.argv[1]).encode(sys.argv[3:]))"
+    )
+    output = tmp_path / "new.npy"
+    subprocess.run([sys.executable, "-c", program, str(tiny_folder), str(output), *SENTENCES], check=True)
+    np.testing.assert_array_equal(np.load(output), tiny_encoder.encode(SENTENCES))
+
+
+words = st.text(st.sampled_from("abc de.é🤖 "), max_size=60)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sentences=st.lists(words, min_size=1, max_size=12), batch_tokens=st.integers(1, 200), data=st.data())
+@pytest.mark.filterwarnings("ignore:.*empty or hold only unknown")
+def test_an_embedding_does_not_depend_on_its_company(tiny_encoder, sentences, batch_tokens, data):
+    alone = np.concatenate([tiny_encoder.encode([sentence]) for sentence in sentences])
+    order = data.draw(st.permutations(range(len(sentences))))
+    together = tiny_encoder.encode([sentences[i] for i in order], batch_tokens=batch_tokens)
+    np.testing.assert_allclose(together, alone[list(order)], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_more_padding_does_not_change_an_embedding(tiny_encoder):
+    input_ids, mask = tiny_encoder.tokenizer.pad(tiny_encoder.tokenizer(SENTENCES))
+    wider = [F.pad(tensor, (0, 20)) for tensor in (input_ids, mask)]
+    with torch.no_grad():
+        torch.testing.assert_close(tiny_encoder(*wider), tiny_encoder(input_ids, mask), atol=1e-5, rtol=0)
+
+
+def test_what_stands_at_padded_positions_does_not_matter(tiny_encoder):
+    input_ids, mask = tiny_encoder.tokenizer.pad(tiny_encoder.tokenizer(SENTENCES))
+    other = torch.where(mask.bool(), input_ids, 2057)
+    with torch.no_grad():
+        torch.testing.assert_close(tiny_encoder(other, mask), tiny_encoder(input_ids, mask), atol=1e-6, rtol=0)
+
+
+def test_blank_sentences_get_unit_vectors_and_a_count(tiny_encoder):
+    with pytest.warns(UserWarning, match="3 of 4 sentences are empty or hold only unknown characters"):
+        embeddings = tiny_encoder.encode(["", "🤖", "word", " \n"])
+    assert np.isfinite(embeddings).all()
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_no_sentences_give_no_rows(tiny_encoder):
+    assert tiny_encoder.encode([]).shape == (0, 32)
+
+
+def test_a_single_string_is_refused(tiny_encoder):
+    with pytest.raises(TypeError, match="list of sentences"):
+        tiny_encoder.encode("a sentence")
+
+
+def test_encode_leaves_the_training_mode_as_it_was(tiny_encoder):
+    tiny_encoder.train()
+    tiny_encoder.encode(SENTENCES)
+    assert tiny_encoder.training
+
+
+def test_word_order_matters(tiny_encoder):
+    one, other = tiny_encoder.encode(["the dog bit the man", "the man bit the dog"])
+    assert abs(one - other).max() > 1e-3
+
+
+def test_too_long_a_batch_is_refused(tiny_encoder):
+    ids = torch.ones(1, 65, dtype=torch.long)
+    with pytest.raises(UserError, match="65 tokens long, but the encoder has 64 positions"):
+        tiny_encoder(ids, ids)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(UserError, match="hidden_size 30 is no multiple of 4 heads"):
+        EncoderConfig(hidden_size=30, num_attention_heads=4)
+
+
+def test_stages_are_embeddings_then_layers_and_hold_every_parameter_once(tiny_encoder):
+    stages = tiny_encoder.stages()
+    assert stages == [tiny_encoder.embeddings, *tiny_encoder.layers]
+    held = [id(parameter) for stage in stages for parameter in stage.parameters()]
+    assert sorted(held) == sorted(map(id, tiny_encoder.parameters()))
+
+
+def tiny_transformer(kind: str, vocab_size: int):
+    from transformers import DebertaV2Config, DebertaV2Model, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+
+    torch.manual_seed(2)
+    if kind == "roberta":
+        return RobertaModel(RobertaConfig(vocab_size=vocab_size, **TINY))
+    if kind == "deberta":
+        relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
+        return DebertaV2Model(DebertaV2Config(vocab_size=vocab_size, **TINY, **relative))
+    return DistilBertModel(DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=4, hidden_dim=64))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "deberta", "distilbert"])
+def test_any_transformers_encoder_opens_behind_the_same_methods(kind, tmp_path):
+    tokenizer = SentenceTokenizer(max_length=32)
+    tiny_transformer(kind, tokenizer.vocab_size).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = SentenceEncoder.from_pretrained(tmp_path)
+    assert isinstance(encoder, PretrainedEncoder)
+    embeddings = encoder.encode(SENTENCES)
+    assert embeddings.shape == (4, 32)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embeddings[2:3], encoder.encode(SENTENCES[2:3]), atol=1e-5)
+    assert len(encoder.stages()) == 3
+    held = [id(parameter) for stage in encoder.stages() for parameter in stage.parameters()]
+    assert sorted(held) == sorted(map(id, encoder.parameters()))
+
+
+def test_another_architecture_saves_and_opens_again(tmp_path):
+    tokenizer = SentenceTokenizer(max_length=32)
+    encoder = PretrainedEncoder(tiny_transformer("roberta", tokenizer.vocab_size), tokenizer)
+    encoder.save_pretrained(tmp_path)
+    again = SentenceEncoder.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
+
+
+def test_saved_folder_describes_mean_pooling_and_normalisation(tiny_folder):
+    modules = json.loads((tiny_folder / "modules.json").read_text())
+    assert [module["type"].rsplit(".", 1)[1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
+    assert json.loads((tiny_folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_model_is_refused_in_one_sentence(tiny_folder, name):
+    path = tiny_folder / name
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match="cannot be opened") as caught:
+        SentenceEncoder.from_pretrained(tiny_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_would_have_to_be_unpickled_are_refused(tiny_encoder, tiny_folder):
+    (tiny_folder / "model.safetensors").unlink()
+    torch.save(tiny_encoder.state_dict(), tiny_folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be opened"):
+        SentenceEncoder.from_pretrained(tiny_folder)
+
+
+@pytest.mark.parametrize("name", ["no-such-organisation/no-such-model", "./nowhere", "/nowhere/at/all"])
+def test_a_model_that_is_not_there_is_a_users_mistake(name):
+    with pytest.raises(UserError, match="no such"):
+        SentenceEncoder.from_pretrained(name)
+
+
+def test_an_empty_folder_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="no model there"):
+        SentenceEncoder.from_pretrained(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_model(tiny_encoder, tiny_folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in tiny_folder.iterdir() if path.is_file()}
+    monkeypatch.setattr("common.encoder.save_file", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny_encoder.save_pretrained(tiny_folder)
+    assert {path.name: path.read_bytes() for path in tiny_folder.iterdir() if path.is_file()} == before
+    assert not list(tiny_folder.glob(".partial*"))
