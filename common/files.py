@@ -30,6 +30,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     try:
         yield temporary
+        _give_usual_mode(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,9 +52,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
             target = path / source.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
+            _give_usual_mode(source)
             source.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _give_usual_mode(path: Path) -> None:
+    """Let others read the file as the user's umask allows: safetensors creates its files for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 class ArrayWriter:

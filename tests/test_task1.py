@@ -1,0 +1,284 @@
+import gzip
+import io
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import task1
+from common.cli import Interrupted, run
+from common.encoder import SentenceEncoder
+from common.files import atomic_file
+
+SENTENCES = ["A cat sat.", "The dog ran across the field.", "Yes", "One two three."]
+PAIRS = [(f"this is line {i}", f"line {i} it is, a {w}", i % 3) for i, w in enumerate("abcdefghijkl")]
+QUICK = ["--epochs", "2", "--batch-tokens", "120", "--device", "cpu", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture
+def sentences_file(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n".join(SENTENCES) + "\n")
+    return path
+
+
+@pytest.fixture
+def pairs_file(write_csv):
+    return write_csv("pairs.csv", ["sentence1", "sentence2", "score"], PAIRS)
+
+
+def outcome(monkeypatch, capsys, *arguments) -> tuple[int, str]:
+    """Exit code and standard error of the script run with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["task1.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as leave:
+        run(task1.main, "task1.py")
+    return leave.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.txt.gz", "-"])
+def test_embed_reads_each_kind_of_file(name, tiny_folder, tiny_encoder, tmp_path, monkeypatch):
+    lines = "".join(f"{sentence}\n" for sentence in SENTENCES)
+    content = {
+        ".csv": "text,n\n" + "".join(f'"{sentence}",1\n' for sentence in SENTENCES),
+        ".tsv": "n\ttext\n" + "".join(f"1\t{sentence}\n" for sentence in SENTENCES),
+        ".jsonl": "".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES),
+    }.get(name[1:], lines)
+    path = tmp_path / name if name != "-" else "-"
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(content.encode()))
+    else:
+        path.write_text(content)
+    task1.main(["embed", str(path), "--model", str(tiny_folder), "--output", str(tmp_path / "out.npy")])
+    array = np.load(tmp_path / "out.npy")
+    assert array.dtype == np.float32
+    np.testing.assert_allclose(array, tiny_encoder.encode(SENTENCES), atol=1e-6)
+
+
+def test_embed_writes_half_precision_and_reads_a_named_column(tiny_folder, tiny_encoder, write_csv, tmp_path):
+    path = write_csv("a.csv", ["body"], [[sentence] for sentence in SENTENCES])
+    out = tmp_path / "out.npy"
+    task1.main(
+        [
+            "embed",
+            str(path),
+            "--column",
+            "body",
+            "--dtype",
+            "float16",
+            "--model",
+            str(tiny_folder),
+            "--output",
+            str(out),
+        ]
+    )
+    assert np.load(out).dtype == np.float16
+    np.testing.assert_allclose(np.load(out), tiny_encoder.encode(SENTENCES), atol=1e-3)
+
+
+def test_embed_streams_in_blocks_and_keeps_the_order(tiny_folder, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(task1, "CHUNK", 3)
+    texts = [f"{'long ' * (i % 7)}sentence {i}" for i in range(11)]
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(texts))
+    task1.main(["embed", str(path), "--model", str(tiny_folder), "--output", str(tmp_path / "out.npy")])
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), tiny_encoder.encode(texts), atol=1e-5)
+
+
+def test_a_blank_line_keeps_its_row(tiny_folder, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo\n")
+    with pytest.warns(UserWarning, match="1 of 3 sentences"):
+        task1.main(["embed", str(path), "--model", str(tiny_folder), "--output", str(tmp_path / "out.npy")])
+    assert np.load(tmp_path / "out.npy").shape == (3, 32)
+
+
+def test_an_error_in_a_late_line_leaves_no_file(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(task1, "CHUNK", 2)
+    path = tmp_path / "a.csv"
+    path.write_text("text\n" + "fine\n" * 9 + "ragged,row\n")
+    out = tmp_path / "out.npy"
+    code, error = outcome(monkeypatch, capsys, "embed", path, "--model", tiny_folder, "--output", out)
+    assert code == 2 and "line 11" in error
+    assert not [p for p in tmp_path.iterdir() if "out.npy" in p.name]
+
+
+def test_an_interrupted_embed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.npy"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_evaluate_prints_scipys_correlations(tiny_folder, tiny_encoder, pairs_file, capsys):
+    task1.main(["evaluate", str(pairs_file), "--model", str(tiny_folder), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    left, right, scores = zip(*PAIRS, strict=True)
+    cosine = (tiny_encoder.encode(left) * tiny_encoder.encode(right)).sum(axis=1)
+    assert result["pairs"] == len(PAIRS)
+    assert result["spearman"]["value"] == pytest.approx(scipy.stats.spearmanr(cosine, scores).statistic, abs=1e-5)
+    assert result["pearson"]["value"] == pytest.approx(scipy.stats.pearsonr(cosine, scores).statistic, abs=1e-5)
+    low, high = result["spearman"]["interval_95"]
+    assert low < result["spearman"]["value"] < high
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (["sentence1", "sentence2"], "contrastive"),
+        (["sentence1", "sentence2", "near_miss"], "near misses"),
+        (["sentence1", "sentence2", "score"], "ranking"),
+        (["text"], "SimCSE"),
+    ],
+)
+def test_the_columns_choose_the_objective_and_the_run_says_so(header, words, tiny_folder, write_csv, tmp_path, capsys):
+    rows = [[f"line {i}", f"it is line {i}", str(i)][: len(header)] for i in range(8)]
+    path, output = write_csv("train.csv", header, rows), tmp_path / "out"
+    task1.main(["train", str(path), "--model", str(tiny_folder), "--output", str(output), *QUICK])
+    assert words in capsys.readouterr().out
+    before, after = (SentenceEncoder.from_pretrained(folder).state_dict() for folder in (tiny_folder, output))
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_distillation_brings_the_student_nearer_and_drops_the_projection(tiny_folder, write_csv, tmp_path, capsys):
+    path, output = write_csv("train.csv", ["text"], [[f"some text, number {i}"] for i in range(16)]), tmp_path / "out"
+    arguments = [
+        "train",
+        str(path),
+        "--model",
+        str(tiny_folder),
+        "--teacher",
+        str(tiny_folder),
+        "--output",
+        str(output),
+    ]
+    task1.main([*arguments, *QUICK])
+    assert "distillation" in capsys.readouterr().out
+    history = json.loads((output / "training.json").read_text())["history"]
+    assert history[-1]["train loss"] < history[0]["train loss"]
+    assert set(history[0]) == {"step", "train loss", "train distance", "train similarity"}
+    saved = SentenceEncoder.from_pretrained(output)
+    assert saved.state_dict().keys() == SentenceEncoder.from_pretrained(tiny_folder).state_dict().keys()
+
+
+def test_training_keeps_the_best_model_on_the_dev_file(tiny_folder, pairs_file, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = [
+        "train",
+        str(pairs_file),
+        "--dev",
+        str(pairs_file),
+        "--model",
+        str(tiny_folder),
+        "--output",
+        str(output),
+    ]
+    task1.main([*arguments, *QUICK])
+    training = json.loads((output / "training.json").read_text())
+    assert training["best"]["spearman"] == max(row["dev spearman"] for row in training["history"])
+    capsys.readouterr()
+    task1.main(["evaluate", str(pairs_file), "--model", str(output), "--json"])
+    value = json.loads(capsys.readouterr().out)["spearman"]["value"]
+    assert value == pytest.approx(training["best"]["spearman"], abs=1e-6)
+
+
+def test_several_files_are_trained_on_together(tiny_folder, write_csv, tmp_path, capsys):
+    paths = [str(write_csv(f"{n}.csv", ["text"], [[f"{n} {i}"] for i in range(5)])) for n in "ab"]
+    task1.main(["train", *paths, "--model", str(tiny_folder), "--output", str(tmp_path / "out"), *QUICK])
+    assert "10 rows" in capsys.readouterr().out
+
+
+def test_a_stopped_training_resumes_to_the_same_model(tiny_folder, pairs_file, tmp_path, monkeypatch):
+    def arguments(output):
+        return ["train", str(pairs_file), "--model", str(tiny_folder), "--output", str(tmp_path / output), *QUICK]
+
+    task1.main(arguments("whole"))
+    collate, calls = task1.SentenceDataset.collate, []
+
+    def interrupting(self, indices):
+        calls.append(indices)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return collate(self, indices)
+
+    monkeypatch.setattr(task1.SentenceDataset, "collate", interrupting)
+    with pytest.raises(Interrupted):
+        task1.main(arguments("parts"))
+    task1.main([*arguments("parts"), "--resume"])
+    name = "model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+MISTAKES = {
+    "unknown command": (["embbed"], "invalid choice"),
+    "unknown option": (["embed", "a.txt", "--outptu", "x"], "task1.py embed --help"),
+    "no such file": (["embed", "none.txt", "--output", "o.npy", "--model", "{model}"], "none.txt: no such file"),
+    "no such model": (["embed", "{text}", "--output", "o.npy", "--model", "./none"], "none: no such model folder"),
+    "unknown hub name": (["embed", "{text}", "--output", "o.npy", "--model", "some-org/some-model"], "the hub cannot"),
+    "a folder as output": (["embed", "{text}", "--output", "{model}", "--model", "{model}"], "is a folder"),
+    "output under a file": (
+        ["embed", "{text}", "--output", "{text}/o.npy", "--model", "{model}"],
+        "cannot be made a folder",
+    ),
+    "no tokens a batch": (
+        ["embed", "{text}", "--output", "o.npy", "--model", "{model}", "--batch-tokens", "0"],
+        "1 or more",
+    ),
+    "no such device": (
+        ["embed", "{text}", "--output", "o.npy", "--model", "{model}", "--device", "tpu9"],
+        "no such device",
+    ),
+    "evaluate on text": (["evaluate", "{text}", "--model", "{model}"], 'no column "score"'),
+    "dev without scores": (["train", "{text}", "--dev", "{text}", "--output", "o"], 'no column "score"'),
+    "train into a model": (["train", "{text}", "--output", "{model}"], "holds a model already"),
+    "resume nothing": (
+        ["train", "{text}", "--output", "o", "--model", "{model}", "--resume"],
+        "no checkpoint to resume",
+    ),
+    "no epochs": (["train", "{text}", "--output", "o", "--epochs", "0"], "--epochs 0: must be 1 or more"),
+    "no number": (["train", "{text}", "--output", "o", "--epochs", "two"], "invalid int value"),
+    "no teacher": (
+        ["train", "{text}", "--output", "o", "--model", "{model}", "--teacher", "./none"],
+        "no such model folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(
+    mistake, sentences_file, tiny_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = MISTAKES[mistake]
+    before = sorted(tmp_path.rglob("*"))
+    filled = [argument.format(text=sentences_file, model=tiny_folder) for argument in arguments]
+    code, error = outcome(monkeypatch, capsys, *filled)
+    assert code == 2
+    assert message in error
+    assert error.startswith("task1.py: ") and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_any_trained_model_the_next_step_is_said(sentences_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(task1, "RUN", tmp_path / "nothing")
+    code, error = outcome(monkeypatch, capsys, "embed", sentences_file, "--output", tmp_path / "o.npy")
+    assert code == 2 and "python task1.py" in error
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folder_that_cannot_be_written_is_said(sentences_file, tiny_folder, tmp_path, monkeypatch, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    code, error = outcome(
+        monkeypatch, capsys, "embed", sentences_file, "--model", tiny_folder, "--output", locked / "o.npy"
+    )
+    assert code == 2 and "cannot be written" in error
