@@ -19,20 +19,13 @@ from accelerate.utils import set_seed
 
 from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT, Parser, UserError, add_options, config_from, progress_bar, run
-from common.data import (
-    SAMPLES,
-    SentenceDataset,
-    TrainingRows,
-    chunked,
-    read_scored_pairs,
-    read_texts,
-    read_training_rows,
-)
+from common.data import SAMPLES, SentenceDataset, TrainingRows, read_scored_pairs, read_training_rows
 from common.distillation import DistillationObjective, random_projection, start_from_teacher
 from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, resolve_precision
 from common.files import ArrayWriter, atomic_file
 from common.losses import PairObjective
 from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
+from common.readers import chunked, read_texts
 from common.report import (
     heading,
     map_figure,

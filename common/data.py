@@ -1,164 +1,21 @@
-"""Reading users' files, and cutting what was read into batches of nearly equal length."""
+"""What training and evaluation read from files, and how it is cut into batches of nearly equal length."""
 
-import csv
-import gzip
+import hashlib
 import json
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.cli import UserError
+from common.readers import Row, cell_of, columns_of, file_kind, read_rows
 from common.tokenizer import SentenceTokenizer
 
 SAMPLES = Path(__file__).parent / "samples"
-KINDS = (".txt", ".csv", ".tsv", ".jsonl")
-STDIN = "-"
-
-csv.field_size_limit(2**31 - 1)
-
-Row = dict[str, str]
-
-
-def file_kind(path: str | Path) -> str:
-    """The ending that says how to read a file, a last `.gz` aside; standard input is read as .txt."""
-    if str(path) == STDIN:
-        return ".txt"
-    suffixes = Path(path).suffixes
-    kind = (suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:]) or [""]
-    if kind[0].lower() not in KINDS:
-        raise UserError(f"{path}: unknown kind of file (one of {', '.join(KINDS)}, or any of them with .gz)")
-    return kind[0].lower()
-
-
-def _open(path: str | Path) -> BinaryIO:
-    if str(path) == STDIN:
-        return sys.stdin.buffer
-    try:
-        return gzip.open(path) if str(path).endswith(".gz") else Path(path).open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, one at a time.
-
-    Raises:
-        UserError: there is no such file, or a line is not UTF-8 (the message names it).
-    """
-    with _open(path) as stream:
-        number = 0
-        try:
-            for number, line in enumerate(stream, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: not UTF-8 text (byte {error.object[error.start]:#04x}); save the file as UTF-8"
-            ) from None
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read after line {number} ({error})") from None
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
-    """The rows of a .csv, .tsv or .jsonl file as (line number, column to cell), one at a time.
-
-    A .txt file counts as one column, `text`. Blank lines of a table are no rows.
-
-    Raises:
-        UserError: a row that does not fit the header, a column named twice, a broken line, an empty file.
-    """
-    kind = file_kind(path)
-    if kind == ".txt":
-        rows = ((n, {"text": line.rstrip("\r\n")}) for n, line in enumerate(read_lines(path), 1))
-    elif kind == ".jsonl":
-        rows = _read_jsonl(path)
-    else:
-        rows = _read_table(path, "\t" if kind == ".tsv" else ",")
-    empty = True
-    for item in rows:
-        empty = False
-        yield item
-    if empty:
-        raise UserError(f"{path}: the file holds no rows")
-
-
-def _read_table(path: str | Path, delimiter: str) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    line = 1  # of the row's start: a quoted cell may run over several lines
-    try:
-        for cells in reader:
-            if not cells:
-                pass
-            elif header is None:
-                header = [name.strip() for name in cells]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    raise UserError(f'{path}, line {line}: the header names column "{twice[0]}" more than once')
-            elif len(cells) != len(header):
-                raise UserError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns")
-            else:
-                yield line, dict(zip(header, cells, strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a well-formed row ({error})") from None
-
-
-def _read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object, but {type(row).__name__}")
-        yield number, {key: _cell(value) for key, value in row.items()}
-
-
-def _cell(value: object) -> str:
-    """A JSON value as the cell a CSV would hold: null is empty."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-
-def columns_of(path: str | Path) -> list[str]:
-    """The column names of a file (of its first row, where it is .jsonl)."""
-    _, row = next(read_rows(path))
-    return list(row)
-
-
-def cell_of(path: str | Path, line: int, row: Row, column: str) -> str:
-    """One cell; UserError naming the columns there are where the row has none of that name."""
-    if column not in row:
-        raise UserError(f'{path}, line {line}: no column "{column}" (found: {", ".join(row)})')
-    return row[column]
-
-
-def read_texts(path: str | Path, column: str = "text") -> Iterator[str]:
-    """The texts of one column (of a .txt: its lines) in file order, read as they are asked for."""
-    for line, row in read_rows(path):
-        yield cell_of(path, line, row, "text" if file_kind(path) == ".txt" else column)
-
-
-def chunked(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Consecutive lists of at most `size` items."""
-    chunk: list[str] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def token_budget_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -196,6 +53,10 @@ def shuffled_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
+def _digest(*content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 class SentenceDataset(Dataset):
     """Rows of one or more sentences each, as token ids, with an optional score for the row.
 
@@ -223,6 +84,10 @@ class SentenceDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[list[list[int]], float | None]:
         return self.ids[index], None if self.scores is None else self.scores[index]
+
+    def digest(self) -> str:
+        """The same for the same rows in the same order, whatever the files they came from."""
+        return _digest(self.ids, self.scores)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: `input_ids` and `attention_mask` (columns × rows, length), column by column, and `scores`.
@@ -331,3 +196,127 @@ def _score_cell(path: str | Path, line: int, row: Row) -> float:
     if not math.isfinite(score):
         raise UserError(f'{path}, line {line}: the score is "{row[SCORE]}", not a number')
     return score
+
+
+TEXT = "text"
+UNLABELLED = -100  # torch's own mark for a row that takes no part in a cross-entropy
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Texts with a label, or None, for each of some tasks.
+
+    `labels` holds one list a task, as long as `texts`; `places` says where each row stood ("file, line 3").
+    """
+
+    texts: list[str]
+    labels: dict[str, list[str | None]]
+    places: list[str]
+
+    def classes(self) -> dict[str, list[str]]:
+        """The labels that occur for each task, sorted."""
+        return {task: sorted({label for label in labels if label is not None}) for task, labels in self.labels.items()}
+
+
+def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None = None) -> LabelledRows:
+    """Read labelled texts: every column but `text` is a task, unless `tasks` names those that are.
+
+    A file need not have every task, and an empty cell is no label.
+
+    Raises:
+        UserError: no `text` column, no task, an empty text, a row without any label.
+    """
+    texts: list[str] = []
+    labels: dict[str, list[str | None]] = {}
+    places: list[str] = []
+    for path in paths:
+        found = columns_of(path)
+        if TEXT not in found:
+            raise UserError(f'{path}, line 1: no column "{TEXT}" (found: {", ".join(found)})')
+        here = [name for name in found if name != TEXT and (tasks is None or name in tasks)]
+        if not here:
+            wanted = "besides it" if tasks is None else f"named {' or '.join(tasks)}"
+            raise UserError(f"{path}, line 1: no column {wanted} to take labels from (found: {', '.join(found)})")
+        for task in here:
+            labels.setdefault(task, [None] * len(texts))
+        for line, row in read_rows(path):
+            cells = {task: cell_of(path, line, row, task).strip() or None for task in here}
+            if not any(cells.values()):
+                raise UserError(f"{path}, line {line}: no label (for {' or '.join(here)})")
+            texts.append(_text_cell(path, line, row, TEXT))
+            places.append(f"{path}, line {line}")
+            for task, column in labels.items():
+                column.append(cells.get(task))
+    absent = [task for task in tasks or [] if task not in labels]
+    if absent:
+        raise UserError(f'{paths[0]}: no column "{absent[0]}" (found: {", ".join(labels)})')
+    return LabelledRows(texts, labels, places)
+
+
+def training_tasks(rows: LabelledRows) -> dict[str, list[str]]:
+    """The tasks to learn and their labels.
+
+    Raises:
+        UserError: a task with no labelled row, with one label only, or whose cells are no labels.
+    """
+    tasks = rows.classes()
+    for task, labels in tasks.items():
+        labelled = sum(label is not None for label in rows.labels[task])
+        if not labels:
+            raise UserError(f'task "{task}": no row has a label; leave the column out, or choose with --tasks')
+        if len(labels) == 1:
+            raise UserError(f'task "{task}": every label is "{labels[0]}"; a classifier needs two or more')
+        if len(labels) > 50 and len(labels) > labelled / 2:
+            raise UserError(
+                f'column "{task}": {len(labels)} different values in {labelled} rows are no labels; '
+                "choose the tasks with --tasks"
+            )
+    return tasks
+
+
+class MultiTaskDataset(Dataset):
+    """Texts as token ids, each with a class for every task or the mark of a missing label.
+
+    An item is `(ids, {task: class or UNLABELLED})`.
+
+    Raises:
+        UserError: a label that is none of its task's (the message says where); none of the tasks has a label.
+    """
+
+    def __init__(self, rows: LabelledRows, tasks: Mapping[str, Sequence[str]], tokenizer: SentenceTokenizer) -> None:
+        self.tasks = {task: list(labels) for task, labels in tasks.items()}
+        self.tokenizer = tokenizer
+        self.texts = rows.texts
+        self.classes: dict[str, list[int]] = {}
+        for task, labels in self.tasks.items():
+            number = {label: i for i, label in enumerate(labels)} | {None: UNLABELLED}
+            given = rows.labels.get(task, [None] * len(rows.texts))
+            for label, place in zip(given, rows.places, strict=True):
+                if label not in number:
+                    known = ", ".join(labels)
+                    raise UserError(f'{place}: the model knows no label "{label}" for {task} (it knows: {known})')
+            self.classes[task] = [number[label] for label in given]
+        if not any(self.labelled(task) for task in self.tasks):
+            raise UserError(f"{rows.places[0].rsplit(',', 1)[0]}: no labels for {' or '.join(self.tasks)}")
+        self.ids = tokenizer(self.texts)
+        self.lengths = [len(row) for row in self.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[list[int], dict[str, int]]:
+        return self.ids[index], {task: classes[index] for task, classes in self.classes.items()}
+
+    def labelled(self, task: str) -> int:
+        """How many rows have a label for a task."""
+        return sum(value != UNLABELLED for value in self.classes[task])
+
+    def digest(self) -> str:
+        """The same for the same rows and labels in the same order, whatever the files they came from."""
+        return _digest(self.ids, self.classes, self.tasks)
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch: `input_ids` and `attention_mask` (rows, length), `labels` (rows, tasks) with UNLABELLED gaps."""
+        input_ids, attention_mask = self.tokenizer.pad([self.ids[i] for i in indices])
+        labels = torch.tensor([[classes[i] for classes in self.classes.values()] for i in indices])
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

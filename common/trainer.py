@@ -1,8 +1,6 @@
 """The one training loop: any objective, any data set, resumable to the last bit."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import signal
 import time
@@ -68,6 +66,8 @@ class TrainingData(Protocol):
 
     lengths: Sequence[int]
 
+    def digest(self) -> str: ...
+
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
 
 
@@ -80,8 +80,7 @@ class Progress:
     looks_since_best: int = 0
     stopped_early: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
-    loss_sums: dict[str, float] = field(default_factory=dict)  # since the last row of the history
-    loss_steps: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the last row of history
     schedule: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
@@ -199,25 +198,26 @@ class Trainer:
             epoch += 1
 
     def _step(self, batches: list[list[int]]) -> dict[str, float]:
-        """One optimizer step over the batches; the mean of their losses."""
-        sums: dict[str, float] = defaultdict(float)
+        """One optimizer step over the batches; the mean of each of their losses, where a batch has it."""
+        seen: dict[str, list[float]] = defaultdict(list)
         for indices in batches:
             batch = {k: v.to(self.accelerator.device) for k, v in self.data.collate(indices).items()}
             losses = self.objective(batch)
             self.accelerator.backward(losses["loss"] / len(batches))
             for name, value in losses.items():
-                sums[name] += value.item() / len(batches)
+                seen[name].append(value.item())
+        means = {name: sum(values) / len(values) for name, values in seen.items()}
         norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm))
-        if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
-            self._diverged(sums["loss"], norm)
+        if not math.isfinite(means["loss"]) or not math.isfinite(norm):
+            self._diverged(means["loss"], norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
-        self.progress.loss_steps += 1
-        for name, value in sums.items():
-            self.progress.loss_sums[name] = self.progress.loss_sums.get(name, 0.0) + value
-        return sums
+        for name, value in means.items():
+            total, count = self.progress.sums.get(name, (0.0, 0))
+            self.progress.sums[name] = [total + value, count + 1]
+        return means
 
     def _diverged(self, loss: float, norm: float) -> None:
         path = self.output / CHECKPOINT
@@ -235,8 +235,8 @@ class Trainer:
         """Evaluate, keep the model if it is the best, and add a row to the history."""
         progress = self.progress
         row: dict[str, Any] = {"step": progress.step}
-        row |= {f"train {name}": total / progress.loss_steps for name, total in progress.loss_sums.items()}
-        progress.loss_sums, progress.loss_steps = {}, 0
+        row |= {f"train {name}": total / count for name, (total, count) in progress.sums.items()}
+        progress.sums = {}
         if self.evaluate is not None:
             metrics = self.evaluate()
             self.objective.train()
@@ -248,14 +248,17 @@ class Trainer:
                 progress.looks_since_best += 1
             progress.stopped_early = progress.looks_since_best >= (self.config.patience or math.inf)
         progress.history.append(row)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float))
-        bar.write(f"step {progress.step:>6}  {values}")
+        bar.write(self.describe(row))
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """A row of the history as it is printed while training."""
+        values = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("step", "dev score"))
+        return f"step {row['step']:>6}  {values}"
 
     def _fingerprint(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What a resumed run must share with the one it goes on from: the settings and the data."""
         settings = {**dataclasses.asdict(self.config), **description}
-        digest = hashlib.sha256(json.dumps([list(self.data.lengths), getattr(self.data, "ids", None)]).encode())
-        return {"settings": settings, "data": digest.hexdigest()}
+        return {"settings": settings, "data": self.data.digest()}
 
     def _checkpoint(self) -> None:
         self.progress.schedule = self.schedule.state_dict()

@@ -10,13 +10,12 @@ from common.cli import UserError
 from common.data import (
     SAMPLES,
     SentenceDataset,
-    read_rows,
     read_scored_pairs,
-    read_texts,
     read_training_rows,
     shuffled_batches,
     token_budget_batches,
 )
+from common.readers import read_rows, read_texts
 
 CELLS = ["plain", "with, comma", 'with "quotes"', "two\nlines", "naïve 🤖"]
 
