@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     train = commands.add_parser(
         "train",
         help="train an encoder; the columns of the files choose how",
-        description="Columns sentence1, sentence2: each finds its partner in the batch (near_miss: harder). With score: "
+        description="Columns sentence1, sentence2: each finds its partner in the batch (near_miss: harder). score: "
         "more similar pairs rank higher. A .txt or text column: dropout as the only noise, or, with "
         "--teacher, distillation.",
     )

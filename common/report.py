@@ -1,8 +1,9 @@
 """What people look at: tables on the terminal, figures as PNG."""
 
+import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,54 @@ def map_figure(sentences: Sequence[str], embeddings: np.ndarray) -> Figure:
     axes.set_ylabel(f"second principal component ({share[1]:.0%})")
     axes.set_title("The sentences in two dimensions")
     return figure
+
+
+def write_history(path: str | Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write a training's history as CSV: a line for each look, a column for each thing tracked."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def curves_figure(history: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Figure:
+    """Each task's loss and accuracy over the steps, in training and on the dev set where there is one."""
+    figure, grid = plt.subplots(2, len(tasks), figsize=(5 * len(tasks), 7), squeeze=False, sharex=True)
+    for axes_column, task in zip(grid.T, tasks, strict=True):
+        for axes, measure in zip(axes_column, ("loss", "accuracy"), strict=True):
+            for where, style in (("train", "o--"), ("dev", "o-")):
+                points = [(row["step"], row[key]) for row in history if (key := f"{where} {task} {measure}") in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label="training" if where == "train" else "dev")
+            axes.set_ylabel(measure)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        axes_column[0].set_title(plain(task))
+        axes_column[1].set_xlabel("step")
+    return figure
+
+
+def confusion_figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """For each task, true classes against predicted ones: counts, shaded by the share of the true class."""
+    figure, grid = plt.subplots(1, len(results), figsize=(5.5 * len(results), 5), squeeze=False)
+    for axes, (task, result) in zip(grid[0], results.items(), strict=True):
+        counts, labels = np.array(result["confusion"]), [plain(shorten(label, 18)) for label in result["classes"]]
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(labels)), labels)
+        if len(labels) <= 20:
+            for (row, column), count in np.ndenumerate(counts):
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=ink)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(f"{plain(task)}: accuracy {result['accuracy']:.3f}")
+    figure.tight_layout()
+    return figure
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")

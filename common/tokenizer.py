@@ -91,6 +91,28 @@ class SentenceTokenizer:
         """Whether a row of ids holds nothing the model knows: only special or unknown tokens."""
         return set(ids) <= set(self.backend.all_special_ids)
 
+    def words(self, sentence: str) -> list[tuple[str, list[int]]]:
+        """The words of a sentence as it is tokenized, special tokens too, with the token positions of each."""
+        encoding = self.backend(sentence, truncation=True, max_length=self.max_length)
+        ids = encoding["input_ids"]
+        if not self.backend.is_fast or not ids:
+            return [(token, [i]) for i, token in enumerate(self.backend.convert_ids_to_tokens(ids))]
+        words: list[tuple[str, list[int]]] = []
+        spans = encoding.encodings[0].offsets
+        previous = None
+        for position, word in enumerate(encoding.word_ids()):
+            if word is not None and word == previous:
+                words[-1][1].append(position)
+            else:
+                words.append(("", [position]))
+            previous = word
+        named = []
+        for _, positions in words:
+            start, end = spans[positions[0]][0], spans[positions[-1]][1]
+            text = sentence[start:end].strip() or self.backend.convert_ids_to_tokens(ids[positions[0]])
+            named.append((text, positions))
+        return named
+
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as one batch: `input_ids` and `attention_mask`, both (batch, longest row), int64."""
         width = max(len(row) for row in rows)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +21,12 @@ from tqdm import tqdm
 from common.checkpoint import NAME as CHECKPOINT
 from common.checkpoint import read_progress, restore_checkpoint, save_checkpoint
 from common.cli import Interrupted, UserError, option, progress_bar
-from common.data import shuffled_batches
+from common.data import MultiTaskDataset, shuffled_batches
 from common.encoder import resolve_precision
 from common.files import make_folder
+from common.heads import MultiTaskModel
+from common.losses import MultiTaskObjective
+from common.metrics import evaluate_tasks
 from common.optim import SCHEDULES, build_optimizer, build_schedule
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -80,7 +84,7 @@ class Progress:
     looks_since_best: int = 0
     stopped_early: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
-    sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the last row of history
+    sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the history's last row
     schedule: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
@@ -281,6 +285,54 @@ class Trainer:
         self.schedule.load_state_dict(self.progress.schedule)
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
+
+
+class MultiTaskTrainer(Trainer):
+    """Trains a multi-task model: tasks balanced by their weights, each one's loss tracked on its own.
+
+    With a dev set the model kept is the one with the highest macro F1, averaged over the tasks.
+
+    Args:
+        weights: each task's share of the loss; None learns them from the tasks' uncertainty.
+        class_weights: weights of a task's classes, as `balanced_class_weights` gives them.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        data: MultiTaskDataset,
+        config: TrainingConfig,
+        output: str | Path,
+        dev: MultiTaskDataset | None = None,
+        weights: Mapping[str, float] | None = None,
+        class_weights: Mapping[str, Tensor] | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.dev = model, dev
+        objective = MultiTaskObjective(model, weights, class_weights)
+        save = partial(model.save_pretrained, output)
+        described = {"task-weight": weights, **(description or {})}
+        super().__init__(objective, data, config, output, save, self._evaluate_dev if dev else None, None, described)
+
+    def _evaluate_dev(self) -> Metrics:
+        precision = self.accelerator.mixed_precision.replace("no", "fp32")
+        results = evaluate_tasks(self.model, self.dev, precision=precision)
+        shown = ("loss", "accuracy", "macro_f1")
+        metrics = {f"{task} {name}": result[name] for task, result in results.items() for name in shown}
+        return {**metrics, "score": sum(result["macro_f1"] for result in results.values()) / len(results)}
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """A row of the history: one line for each task."""
+        lines, width = [f"step {row['step']}: training loss {row['train loss']:.3f}"], max(map(len, self.model.tasks))
+        for task in self.model.tasks:
+            parts = [
+                f"{where} {word} {row[key]:.3f}"
+                for where in ("train", "dev")
+                for word, name in (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"))
+                if (key := f"{where} {task} {name}") in row
+            ]
+            lines.append(f"  {task:<{width}}  {'  '.join(parts)}")
+        return "\n".join(lines)
 
 
 def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:

@@ -1,0 +1,210 @@
+"""One shared encoder with a head for each task: its own layer norm, its own attention, its own classifier."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from common.cli import UserError
+from common.data import token_budget_batches
+from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, autocast, mean_pool
+from common.files import atomic_folder
+
+HEADS, TASKS = "heads.safetensors", "tasks.json"
+
+
+class AttentionPooling(nn.Module):
+    """Token states to one vector, by what a learned query finds in them.
+
+    Multi-head attention (Vaswani et al. 2017, section 3.2.2) with one query a head, learned rather than
+    computed: each task asks its own question of the text, and so looks at other words.
+    """
+
+    def __init__(self, dim: int, attention_heads: int) -> None:
+        super().__init__()
+        if dim % attention_heads:
+            raise UserError(f"a width of {dim} is no multiple of {attention_heads} attention heads")
+        self.query = nn.Parameter(torch.randn(attention_heads, dim // attention_heads))
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, length, dim) and a (batch, length) mask to (batch, dim) and the (batch, length) attention paid.
+
+        The attention is the mean over the attention heads: zero at masked positions, one in sum over the rest.
+        """
+        batch, length, dim = states.shape
+        heads, width = self.query.shape
+        key = self.key(states).view(batch, length, heads, width)
+        value = self.value(states).view(batch, length, heads, width)
+        scores = torch.einsum("hw,blhw->bhl", self.query, key) / width**0.5
+        weights = scores.float().masked_fill(~attention_mask.bool()[:, None], -torch.inf).softmax(dim=-1)
+        attended = torch.einsum("bhl,blhw->bhw", weights.to(value.dtype), value).reshape(batch, dim)
+        return self.output(attended), weights.mean(dim=1)
+
+
+class TaskHead(nn.Module):
+    """Classifies a text from the shared encoder's token states: layer norm, attention, dropout, classifier."""
+
+    def __init__(self, dim: int, classes: int, attention_heads: int = 8, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = AttentionPooling(dim, attention_heads)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(dim, classes)
+
+    def layers(self) -> list[nn.Module]:
+        """The head's parts with parameters, in order from the encoder."""
+        return [self.norm, self.attention, self.classifier]
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, length, dim) states and (batch, length) mask to (batch, classes) and (batch, length) attention."""
+        attended, attention = self.attention(self.norm(states), attention_mask)
+        return self.classifier(self.dropout(attended)), attention
+
+
+@dataclass(frozen=True)
+class MultiTaskOutput:
+    """One pass: for each task (batch, classes) logits and (batch, length) attention; (batch, dim) embeddings."""
+
+    logits: dict[str, Tensor]
+    attention: dict[str, Tensor]
+    embeddings: Tensor
+
+
+class MultiTaskModel(nn.Module):
+    """A shared encoder and one head for each task.
+
+    Args:
+        tasks: the labels of each task by its name; both may be any text.
+    """
+
+    def __init__(
+        self, encoder: Encoder, tasks: Mapping[str, Sequence[str]], attention_heads: int | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tasks = {task: list(labels) for task, labels in tasks.items()}
+        # The encoder's own number of attention heads, where it is known.
+        attention_heads = attention_heads or getattr(getattr(encoder, "config", None), "num_attention_heads", 8)
+        self.attention_heads = attention_heads
+        self.heads = nn.ModuleDict(
+            {head_key(task): TaskHead(encoder.dim, len(labels), attention_heads) for task, labels in self.tasks.items()}
+        )
+
+    def head(self, task: str) -> TaskHead:
+        """The head of a task."""
+        return self.heads[head_key(task)]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """(batch, length) ids and mask to each task's (batch, classes) logits."""
+        return self.outputs(input_ids, attention_mask).logits
+
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor) -> MultiTaskOutput:
+        """Everything one pass through the shared encoder gives."""
+        states = self.encoder.token_states(input_ids, attention_mask)
+        results = {task: self.head(task)(states, attention_mask) for task in self.tasks}
+        return MultiTaskOutput(
+            logits={task: logits for task, (logits, _) in results.items()},
+            attention={task: attention for task, (_, attention) in results.items()},
+            embeddings=F.normalize(mean_pool(states, attention_mask), dim=-1),
+        )
+
+    def logits(
+        self, rows: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+    ) -> dict[str, Tensor]:
+        """Each task's (rows, classes) logits for rows of token ids, in fp32 on the CPU, in the order given."""
+        collected = {task: torch.empty(len(rows), len(labels)) for task, labels in self.tasks.items()}
+        for indices, output in self._batches(rows, batch_tokens, precision):
+            for task, logits in output.logits.items():
+                collected[task][indices] = logits.float().cpu()
+        return collected
+
+    @torch.inference_mode()
+    def _batches(
+        self, rows: Sequence[Sequence[int]], batch_tokens: int, precision: str
+    ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
+        training = self.training
+        self.eval()
+        device = self.encoder.device
+        with autocast(device, precision):
+            for indices in token_budget_batches([len(row) for row in rows], batch_tokens):
+                input_ids, attention_mask = self.encoder.tokenizer.pad([rows[i] for i in indices])
+                yield indices, self.outputs(input_ids.to(device), attention_mask.to(device))
+        self.train(training)
+
+    def predict(
+        self, texts: Sequence[str], explain: bool = False, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+    ) -> list[dict[str, dict[str, Any]]]:
+        """Classify texts: for each, `{task: {"label": ..., "probabilities": {label: ...}}}`, in the order given.
+
+        Args:
+            explain: also give `"attention"`, how much of its attention the task's head paid to each word, as
+                (word, share) in the order of the text; the shares add up to 1.
+
+        Raises:
+            TypeError: an element is not a string, or `texts` is a single string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts, not a single string")
+        rows = self.encoder.tokenizer(texts)
+        results: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
+        for indices, output in self._batches(rows, batch_tokens, precision):
+            for task, labels in self.tasks.items():
+                probabilities = output.logits[task].float().softmax(dim=-1).tolist()
+                for place, i in enumerate(indices):
+                    by_label = dict(zip(labels, probabilities[place], strict=True))
+                    results[i][task] = {"label": max(by_label, key=by_label.get), "probabilities": by_label}
+                    if explain:
+                        shares = output.attention[task][place, : len(rows[i])].tolist()
+                        results[i][task]["attention"] = [
+                            (word, sum(shares[position] for position in positions))
+                            for word, positions in self.encoder.tokenizer.words(texts[i])
+                        ]
+        return results
+
+    def predict_stream(self, chunks: Iterable[list[str]], **options: Any) -> Iterator[list[dict[str, dict[str, Any]]]]:
+        """`predict` for one list of texts after another; memory holds one list at a time."""
+        for chunk in chunks:
+            yield self.predict(chunk, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the encoder's folder with `heads.safetensors` and `tasks.json` beside it, all files or none."""
+        with atomic_folder(folder) as temporary:
+            self.encoder.write_all(temporary)
+            save_file({name: tensor.cpu() for name, tensor in self.heads.state_dict().items()}, temporary / HEADS)
+            tasks = {"tasks": self.tasks, "attention_heads": self.attention_heads}
+            (temporary / TASKS).write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> "MultiTaskModel":
+        """Open a saved multi-task model.
+
+        Raises:
+            UserError: there is none, or its files are damaged.
+        """
+        folder = Path(name_or_path)
+        if folder.is_dir() and not (folder / TASKS).is_file():
+            raise UserError(f"{folder}: no multi-task model there (no {TASKS}); `task2.py train` makes one")
+        encoder = SentenceEncoder.from_pretrained(name_or_path)
+        try:
+            described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
+            model = cls(encoder, described["tasks"], described["attention_heads"])
+            model.heads.load_state_dict(load_file(folder / HEADS))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None
+        return model
+
+
+def head_key(task: str) -> str:
+    """A task's name as a module's: any text will do, dots and the names of ModuleDict's own methods too."""
+    return "task " + task.replace("%", "%25").replace(".", "%2E")

@@ -1,0 +1,294 @@
+"""The multi-task model: one shared encoder, a head for each task, trained together.
+
+python task2.py                                          train and test it on the embedded data
+python task2.py train FILE [FILE ...] --output DIR       train it on labelled texts
+python task2.py evaluate FILE [FILE ...] --model DIR     measure it
+python task2.py predict --model DIR TEXT [TEXT ...]      use it
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from common.checkpoint import NAME as CHECKPOINT
+from common.cli import ROOT, Parser, UserError, add_options, config_from, run
+from common.data import SAMPLES, MultiTaskDataset, read_labelled_rows, training_tasks
+from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, resolve_precision
+from common.heads import MultiTaskModel
+from common.losses import balanced_class_weights, complete_weights
+from common.metrics import evaluate_tasks
+from common.readers import STDIN, chunked, read_texts
+from common.report import (
+    confusion_figure,
+    curves_figure,
+    heading,
+    save_figure,
+    shorten,
+    table,
+    terminal_width,
+    write_history,
+    write_json,
+)
+from common.trainer import PRECISIONS, MultiTaskTrainer, Progress, TrainingConfig, build_accelerator, refuse_existing
+
+RUN = ROOT / "runs" / "task2"
+CHUNK = 1024
+SCRATCH_RATE, FINE_TUNING_RATE = 1e-4, 2e-5
+EMBEDDED = TrainingConfig(epochs=3, learning_rate=SCRATCH_RATE, evaluate_every=10)
+
+
+def build_parser() -> Parser:
+    parser = Parser("task2.py", description="The multi-task model. Without a command: train it on the embedded data.")
+    commands = parser.add_subparsers(dest="command", parser_class=Parser)
+
+    train = commands.add_parser("train", help="train on labelled texts: every column but `text` is a task")
+    train.add_argument("files", nargs="+", metavar="file", help=".csv, .tsv or .jsonl; they may label different tasks")
+    train.add_argument("--output", required=True, metavar="DIR", help="the folder for the trained model")
+    train.add_argument("--dev", nargs="+", metavar="FILE", help="labelled texts to choose the best model by")
+    train.add_argument("--tasks", type=names, metavar="A,B", help="the columns that are tasks (default: all but text)")
+    train.add_argument(
+        "--encoder", metavar="DIR", help="start from this encoder, a folder or hub name (random weights)"
+    )
+    train.add_argument(
+        "--task-weight", action="append", type=task_weight, default=[], metavar="TASK=WEIGHT", help="(alike, 1 in sum)"
+    )
+    train.add_argument("--balance", default="fixed", choices=("fixed", "uncertainty"), help="learn the task weights?")
+    train.add_argument("--class-weight", default="none", choices=("none", "balanced"), help="for skewed labels")
+    train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
+    train.add_argument("--overwrite", action="store_true", help="discard what --output holds")
+    add_options(train, TrainingConfig, learning_rate=None)
+
+    evaluate = commands.add_parser("evaluate", help="measure a model on labelled texts")
+    evaluate.add_argument("files", nargs="+", metavar="file")
+    evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    add_inference_options(evaluate)
+
+    predict = commands.add_parser("predict", help="classify texts")
+    predict.add_argument("texts", nargs="*", metavar="text", help="texts to classify (none: --input or standard input)")
+    predict.add_argument(
+        "--input", metavar="FILE", help=".txt (a text a line), .csv, .tsv, .jsonl; - is standard input"
+    )
+    predict.add_argument("--column", default="text", help="the column to read from a table (default: text)")
+    predict.add_argument("--format", default="table", choices=("table", "jsonl", "csv"), help="(default: table)")
+    predict.add_argument("--explain", action="store_true", help="show which words each task's head looked at")
+    add_inference_options(predict)
+    return parser
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="DIR", help="a trained model's folder (default: runs/task2)")
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=f"tokens a batch ({BATCH_TOKENS})")
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where the processor has it")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
+
+
+def names(text: str) -> list[str]:
+    """The names in a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def task_weight(text: str) -> tuple[str, float]:
+    """One `--task-weight TASK=WEIGHT`."""
+    task, _, weight = text.rpartition("=")
+    try:
+        return task, float(weight)
+    except ValueError:
+        raise UserError(f"--task-weight {text}: give it as TASK=WEIGHT, such as topic=0.7") from None
+
+
+def open_model(arguments: argparse.Namespace) -> tuple[MultiTaskModel, dict[str, Any]]:
+    """The model that `--model` names on its device, and the options to run it with."""
+    if arguments.batch_tokens < 1:
+        raise UserError(f"--batch-tokens {arguments.batch_tokens}: must be 1 or more")
+    if arguments.model is None and not (RUN / "config.json").is_file():
+        raise UserError("no --model given and none in runs/task2 yet: `python task2.py` trains a first one there")
+    model = MultiTaskModel.from_pretrained(arguments.model or RUN)
+    device = build_accelerator(arguments.device, "fp32").device
+    precision = resolve_precision(arguments.precision, device)
+    return model.to(device), {"batch_tokens": arguments.batch_tokens, "precision": precision}
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train on the user's files; the best model on --dev (or the last) is in --output afterwards."""
+    if arguments.learning_rate is None:
+        arguments.learning_rate = FINE_TUNING_RATE if arguments.encoder else SCRATCH_RATE
+    config, output = config_from(arguments, TrainingConfig), Path(arguments.output)
+    rows = read_labelled_rows(arguments.files, arguments.tasks)
+    tasks = training_tasks(rows)
+    dev_rows = read_labelled_rows(arguments.dev, list(tasks)) if arguments.dev else None
+    weights = complete_weights(list(tasks), dict(arguments.task_weight))
+    if arguments.balance == "uncertainty":
+        if arguments.task_weight:
+            raise UserError("--balance uncertainty learns the weights of the tasks: leave --task-weight out")
+        weights = None
+    refuse_existing(output, arguments.resume, arguments.overwrite)
+    set_seed(config.seed)
+    encoder = SentenceEncoder.from_pretrained(arguments.encoder) if arguments.encoder else SentenceEncoder()
+    data = MultiTaskDataset(rows, tasks, encoder.tokenizer)
+    dev = MultiTaskDataset(dev_rows, tasks, encoder.tokenizer) if dev_rows else None
+    print(f"start: {arguments.encoder or 'random weights'}; learning rate {config.learning_rate:g}; seed {config.seed}")
+    class_weights = balanced_class_weights(data) if arguments.class_weight == "balanced" else None
+    described = {"encoder": arguments.encoder, "class-weight": arguments.class_weight}
+    trainer = MultiTaskTrainer(
+        MultiTaskModel(encoder, tasks), data, config, output, dev, weights, class_weights, described
+    )
+    fit(trainer, arguments.resume)
+    print(f"\n{output}: the model, metrics.json, history.csv, curves.png" + (", confusion.png" if dev else ""))
+
+
+def fit(trainer: MultiTaskTrainer, resume: bool = False) -> MultiTaskModel:
+    """Train, then write and print what came of it; gives the best model."""
+    data, output = trainer.data, trainer.output
+    shares = trainer.objective.weights or dict.fromkeys(data.tasks, "learned")
+    summary = [[t, data.labelled(t), shares[t], shorten(", ".join(ls), 60)] for t, ls in data.tasks.items()]
+    print(table(["task", "labelled rows", "weight", "labels"], summary))
+    progress = trainer.train(resume)
+    write_history(output / "history.csv", progress.history)
+    save_figure(curves_figure(progress.history, list(data.tasks)), output / "curves.png")
+    model = MultiTaskModel.from_pretrained(output).to(trainer.accelerator.device)
+    results = evaluate_tasks(model, trainer.dev) if trainer.dev else {}
+    write_metrics(output, progress, "dev", results)
+    if results:
+        print(f"\nbest model: step {progress.best['step']}, on the dev rows")
+        print_results(results)
+    return model
+
+
+def write_metrics(output: Path, progress: Progress, part: str, results: Mapping[str, Any]) -> None:
+    """Write `metrics.json` (how it was trained, and the results) and, with results, `confusion.png`."""
+    write_json(output / "metrics.json", {**progress.run, "best": progress.best, part: results})
+    if results:
+        save_figure(confusion_figure(results), output / "confusion.png")
+
+
+def print_results(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each task."""
+    header = ["task", "rows", "loss", "accuracy", "macro recall", "macro F1"]
+    columns = ("rows", "loss", "accuracy", "macro_recall", "macro_f1")
+    print(table(header, [[task, *(result[name] for name in columns)] for task, result in results.items()]))
+
+
+def print_classes(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """For each task, its classes, and what they were taken for."""
+    for task, result in results.items():
+        labels = [shorten(label, 14) for label in result["classes"]]
+        rows = [
+            [label, row["rows"], row["precision"], row["recall"], row["f1"], *counts]
+            for label, row, counts in zip(labels, result["classes"].values(), result["confusion"], strict=True)
+        ]
+        header = ["class", "rows", "precision", "recall", "F1", *(f"→ {label}" for label in labels)]
+        print(f"\n{task} (right of F1: how many of the class's rows were taken for each class)")
+        print(table(header, rows))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print how a model does on labelled texts."""
+    model, options = open_model(arguments)
+    rows = read_labelled_rows(arguments.files, None)
+    data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    results = evaluate_tasks(model, data, **options)
+    if arguments.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+        return
+    print_results(results)
+    print_classes(results)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Print the label and the probabilities of each text, as they are made."""
+    if arguments.texts and arguments.input:
+        raise UserError("give texts, or --input FILE, not both")
+    texts = iter(arguments.texts) if arguments.texts else read_texts(arguments.input or STDIN, arguments.column)
+    if not arguments.texts:
+        texts = chain([next(texts)], texts)  # a wrong file is said before a model is loaded
+    model, options = open_model(arguments)
+    printers = {"table": print_table, "jsonl": print_jsonl, "csv": print_csv}
+    printers[arguments.format](model, predictions(model, texts, arguments.explain, options))
+
+
+def predictions(
+    model: MultiTaskModel, texts: Iterator[str], explain: bool, options: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each text with its prediction, read and classified a chunk at a time."""
+    for chunk in chunked(texts, CHUNK):
+        yield from zip(chunk, model.predict(chunk, explain, **options), strict=True)
+
+
+def print_table(model: MultiTaskModel, predicted: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    """For people: a text, its label for each task with its probability, and (explained) the words looked at."""
+    widths = {task: max(len(label) for label in [*labels, task]) for task, labels in model.tasks.items()}
+    text_width = max(terminal_width() - sum(widths.values()) - 8 * len(widths), 24)
+    print("  ".join(["text".ljust(text_width), *(task.ljust(width + 6) for task, width in widths.items())]).rstrip())
+    for text, result in predicted:
+        cells = [shorten(text, text_width).ljust(text_width)]
+        for task, width in widths.items():
+            label = result[task]["label"]
+            cells.append(f"{label:<{width}} {result[task]['probabilities'][label]:>5.0%}")
+        print("  ".join(cells))
+        for task in widths:
+            if "attention" in result[task]:
+                words = " ".join(f"{w}({s:.0%})" if s >= 0.05 else w for w, s in result[task]["attention"])
+                print(f"    {task}: {words}")
+
+
+def print_jsonl(_: MultiTaskModel, predicted: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    """For programs: a JSON object a line, the text beside what `predict` gives."""
+    for text, result in predicted:
+        print(json.dumps({"text": text, **result}, ensure_ascii=False))
+
+
+def print_csv(model: MultiTaskModel, predicted: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    """For programs: text, and for each task its label and every label's probability."""
+    header = [n for task, labels in model.tasks.items() for n in (task, *(f"{task}: {label}" for label in labels))]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["text", *header])
+    for text, result in predicted:
+        cells = [c for r in result.values() for c in (r["label"], *(f"{p:.6f}" for p in r["probabilities"].values()))]
+        writer.writerow([text, *cells])
+
+
+def show() -> None:
+    """The whole of task 2 on the embedded data."""
+    (RUN / CHECKPOINT).unlink(missing_ok=True)  # of a showing that was stopped: it starts anew each time
+    set_seed(EMBEDDED.seed)
+    encoder: Encoder = SentenceEncoder()
+    parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}
+    tasks = training_tasks(parts["train"])
+    data = {name: MultiTaskDataset(rows, tasks, encoder.tokenizer) for name, rows in parts.items()}
+    heading("Training on the embedded data, from random weights")
+    weights = complete_weights(list(tasks), {})
+    trainer = MultiTaskTrainer(MultiTaskModel(encoder, tasks), data["train"], EMBEDDED, RUN, data["dev"], weights)
+    model = fit(trainer)
+
+    heading("Test")
+    results = evaluate_tasks(model, data["test"])
+    write_metrics(RUN, trainer.progress, "test", results)
+    print_results(results)
+    print_classes(results)
+
+    heading("Sentences it has not seen")
+    unseen = list(read_texts(SAMPLES / "unseen.txt"))
+    print_table(model, predictions(model, iter(unseen), explain=False, options={}))
+
+    heading("Written to runs/task2")
+    print("metrics.json     the settings and the test results\nhistory.csv      losses and accuracies while training")
+    print("curves.png       the same as curves\nconfusion.png    what each class of the test rows was taken for")
+    print('the other files  the model: python task2.py predict "some text" uses it')
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name; without one, show the whole of task 2."""
+    parsed = build_parser().parse_args(arguments)
+    commands = {"train": train, "evaluate": evaluate, "predict": predict}
+    commands[parsed.command](parsed) if parsed.command else show()
+
+
+if __name__ == "__main__":
+    run(main, "task2.py")
