@@ -100,7 +100,7 @@ def task_weight(text: str) -> tuple[str, float]:
     try:
         return task, float(weight)
     except ValueError:
-        raise UserError(f"--task-weight {text}: give it as TASK=WEIGHT, such as topic=0.7") from None
+        raise argparse.ArgumentTypeError(f"{text}: give it as TASK=WEIGHT, such as topic=0.7") from None
 
 
 def open_model(arguments: argparse.Namespace) -> tuple[MultiTaskModel, dict[str, Any]]:
@@ -121,13 +121,12 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.learning_rate = FINE_TUNING_RATE if arguments.encoder else SCRATCH_RATE
     config, output = config_from(arguments, TrainingConfig), Path(arguments.output)
     rows = read_labelled_rows(arguments.files, arguments.tasks)
-    tasks = training_tasks(rows)
+    tasks = training_tasks(rows, arguments.tasks)
     dev_rows = read_labelled_rows(arguments.dev, list(tasks)) if arguments.dev else None
-    weights = complete_weights(list(tasks), dict(arguments.task_weight))
-    if arguments.balance == "uncertainty":
-        if arguments.task_weight:
-            raise UserError("--balance uncertainty learns the weights of the tasks: leave --task-weight out")
-        weights = None
+    learned = arguments.balance == "uncertainty"
+    if learned and arguments.task_weight:
+        raise UserError("--balance uncertainty learns the weights of the tasks: leave --task-weight out")
+    weights = None if learned else complete_weights(list(tasks), dict(arguments.task_weight))
     refuse_existing(output, arguments.resume, arguments.overwrite)
     set_seed(config.seed)
     encoder = SentenceEncoder.from_pretrained(arguments.encoder) if arguments.encoder else SentenceEncoder()

@@ -247,18 +247,19 @@ def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None 
             places.append(f"{path}, line {line}")
             for task, column in labels.items():
                 column.append(cells.get(task))
-    absent = [task for task in tasks or [] if task not in labels]
-    if absent:
-        raise UserError(f'{paths[0]}: no column "{absent[0]}" (found: {", ".join(labels)})')
     return LabelledRows(texts, labels, places)
 
 
-def training_tasks(rows: LabelledRows) -> dict[str, list[str]]:
+def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> dict[str, list[str]]:
     """The tasks to learn and their labels.
 
     Raises:
-        UserError: a task with no labelled row, with one label only, or whose cells are no labels.
+        UserError: a task that was asked for is in no file, has no labelled row or one label only, or its cells
+            are no labels.
     """
+    for task in asked or []:
+        if task not in rows.labels:
+            raise UserError(f'no file has a column "{task}" (found: {", ".join(rows.labels)})')
     tasks = rows.classes()
     for task, labels in tasks.items():
         labelled = sum(label is not None for label in rows.labels[task])

@@ -1,6 +1,8 @@
 import gzip
 import itertools
 import json
+import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -9,11 +11,15 @@ from hypothesis import strategies as st
 from common.cli import UserError
 from common.data import (
     SAMPLES,
+    UNLABELLED,
+    MultiTaskDataset,
     SentenceDataset,
+    read_labelled_rows,
     read_scored_pairs,
     read_training_rows,
     shuffled_batches,
     token_budget_batches,
+    training_tasks,
 )
 from common.readers import read_rows, read_texts
 
@@ -202,3 +208,115 @@ def test_embedded_pairs_have_near_misses_that_share_more_words_than_the_paraphra
 def test_embedded_pairs_held_out_are_not_in_the_training_part():
     train, dev = (read_training_rows([SAMPLES / name]).rows for name in ("pairs.csv", "pairs_dev.csv"))
     assert not {s.lower() for row in train for s in row} & {s.lower() for row in dev for s in row}
+
+
+def test_every_column_but_text_is_a_task_and_files_may_label_different_ones(write_csv):
+    rows = read_labelled_rows(
+        [
+            write_csv("a.csv", ["text", "topic"], [["one", "Sports"], ["two", "Science"]]),
+            write_csv("b.csv", ["mood", "text", "topic"], [["good", "three", ""], ["", "four", "Sports"]]),
+        ]
+    )
+    assert rows.texts == ["one", "two", "three", "four"]
+    assert rows.labels == {"topic": ["Sports", "Science", None, "Sports"], "mood": [None, None, "good", None]}
+    assert rows.classes() == {"topic": ["Science", "Sports"], "mood": ["good"]}
+
+
+def test_the_tasks_may_be_chosen_among_the_columns(write_csv):
+    path = write_csv("a.csv", ["id", "text", "topic", "mood"], [[1, "one", "Sports", "good"]])
+    assert list(read_labelled_rows([path], ["mood"]).labels) == ["mood"]
+
+
+def test_missing_labels_are_marked(write_csv, tokenizer):
+    path = write_csv("a.csv", ["text", "topic", "mood"], [["one", "b", ""], ["two", "", "x"], ["three", "a", "y"]])
+    rows = read_labelled_rows([path])
+    data = MultiTaskDataset(rows, rows.classes(), tokenizer)
+    assert data[0] == (tokenizer(["one"])[0], {"topic": 1, "mood": UNLABELLED})
+    assert data.collate([1, 2])["labels"].tolist() == [[UNLABELLED, 0], [0, 1]]
+    assert data.labelled("mood") == 2
+
+
+LABEL_MISTAKES = {
+    "no text": (["body", "topic"], [["a", "x"]], 'no column "text" (found: body, topic)'),
+    "no task": (["text"], [["a"]], "no column besides it to take labels from"),
+    "no label": (["text", "topic", "mood"], [["a", "x", "y"], ["b", "", " "]], "line 3: no label (for topic or mood)"),
+    "empty text": (["text", "topic"], [["", "x"]], 'line 2: the cell "text" is empty'),
+    "one class": (["text", "topic"], [["a", "x"], ["b", "x"]], 'task "topic": every label is "x"'),
+    "unlabelled": (["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]], 'task "mood": no row has a label'),
+    "an id": (["text", "id"], [["a", i] for i in range(60)], 'column "id": 60 different values in 60 rows'),
+}
+
+
+@pytest.mark.parametrize("mistake", LABEL_MISTAKES)
+def test_labels_that_cannot_be_learned_are_named(write_csv, mistake):
+    header, rows, message = LABEL_MISTAKES[mistake]
+    with pytest.raises(UserError) as caught:
+        training_tasks(read_labelled_rows([write_csv("a.csv", header, rows)]))
+    assert message in str(caught.value)
+
+
+def test_a_chosen_task_that_no_file_has_is_named(write_csv):
+    path = write_csv("a.csv", ["text", "topic"], [["a", "x"]])
+    with pytest.raises(UserError, match='no file has a column "mood"'):
+        training_tasks(read_labelled_rows([path], ["topic", "mood"]), ["topic", "mood"])
+
+
+def test_a_label_the_model_never_saw_is_named_with_its_place(write_csv, tokenizer):
+    path = write_csv("dev.csv", ["text", "topic"], [["a", "x"], ["b", "zebra"]])
+    with pytest.raises(
+        UserError, match=r'dev.csv, line 3: the model knows no label "zebra" for topic \(it knows: x, y\)'
+    ):
+        MultiTaskDataset(read_labelled_rows([path]), {"topic": ["x", "y"]}, tokenizer)
+
+
+def test_data_without_any_of_the_models_tasks_is_refused(write_csv, tokenizer):
+    path = write_csv("dev.csv", ["text", "other"], [["a", "x"]])
+    with pytest.raises(UserError, match=r"dev.csv: no labels for topic"):
+        MultiTaskDataset(read_labelled_rows([path]), {"topic": ["x", "y"]}, tokenizer)
+
+
+PARTS = ("train", "dev", "test")
+TOPICS = ["Entertainment", "Politics", "Science", "Sports", "Technology"]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return {part: read_labelled_rows([SAMPLES / f"{part}.csv"]) for part in PARTS}
+
+
+def test_embedded_data_has_the_seeds_labels_evenly(embedded):
+    assert sum(len(rows.texts) for rows in embedded.values()) >= 1000
+    for rows in embedded.values():
+        assert rows.classes() == {"topic": TOPICS, "sentiment": ["Negative", "Neutral", "Positive"]}
+        cells = Counter(zip(rows.labels["topic"], rows.labels["sentiment"], strict=True))
+        assert len(cells) == 15 and len(set(cells.values())) == 1
+
+
+def four_grams(text):
+    words = re.findall(r"[\w']+", text.lower())
+    return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
+
+
+def test_no_embedded_text_is_nearly_one_of_another_part(embedded):
+    grams = {part: [four_grams(text) for text in rows.texts] for part, rows in embedded.items()}
+    for one, other in itertools.combinations(PARTS, 2):
+        for left in grams[one]:
+            for right in grams[other]:
+                assert len(left & right) <= 0.2 * max(min(len(left), len(right)), 1)
+
+
+def test_no_embedded_text_is_there_twice(embedded):
+    texts = [text.lower() for rows in embedded.values() for text in rows.texts]
+    assert len(texts) == len(set(texts))
+
+
+def test_no_word_gives_an_embedded_sentiment_away(embedded):
+    by_word: dict[str, Counter] = {}
+    for rows in embedded.values():
+        for text, sentiment in zip(rows.texts, rows.labels["sentiment"], strict=True):
+            for word in set(re.findall(r"[a-z']+", text.lower())):
+                by_word.setdefault(word, Counter())[sentiment] += 1
+    telling = [
+        word for word, counts in by_word.items() if counts.total() >= 15 and max(counts.values()) > 0.8 * counts.total()
+    ]
+    assert telling == []

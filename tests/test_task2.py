@@ -1,0 +1,265 @@
+import csv
+import io
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import task2
+from common.cli import Interrupted, run
+from common.encoder import EncoderConfig, SentenceEncoder
+from common.heads import MultiTaskModel
+from common.tokenizer import SentenceTokenizer
+from tests.conftest import TINY
+
+QUICK = ["--epochs", "2", "--batch-tokens", "150", "--device", "cpu", "--learning-rate", "1e-3"]
+TOPICS, MOODS = ["Science", "Sports"], ["bad", "good", "so-so"]
+ROWS = [
+    [f"text {w} number {i}, {'ball' if i % 2 else 'atom'}", TOPICS[i % 2], MOODS[i % 3]]
+    for i, w in enumerate("abcdefghijklmnop")
+]
+
+
+@pytest.fixture
+def labelled(write_csv):
+    return write_csv("labelled.csv", ["text", "topic", "mood"], ROWS)
+
+
+@pytest.fixture
+def trained(labelled, tiny_folder, tmp_path):
+    task2.main(["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "model"), *QUICK])
+    return tmp_path / "model"
+
+
+def outcome(monkeypatch, capsys, *arguments) -> tuple[int, str]:
+    """Exit code and standard error of the script run with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["task2.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as leave:
+        run(task2.main, "task2.py")
+    return leave.value.code, capsys.readouterr().err
+
+
+def test_train_writes_the_model_and_how_it_went(labelled, tiny_folder, tmp_path):
+    output = tmp_path / "out"
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK])
+    assert MultiTaskModel.from_pretrained(output).tasks == {"topic": TOPICS, "mood": MOODS}
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["settings"]["epochs"] == 2
+    assert metrics["dev"]["topic"]["rows"] == len(ROWS)
+    history = list(csv.DictReader((output / "history.csv").open()))
+    tracked = {
+        f"{where} {task} {name}"
+        for where in ("train", "dev")
+        for task in ("topic", "mood")
+        for name in ("loss", "accuracy")
+    }
+    assert tracked <= set(history[0]) and len(history) == 2
+    for figure in ("curves.png", "confusion.png"):
+        assert min(Image.open(output / figure).size) > 300
+    assert not list(output.glob("*checkpoint*"))
+
+
+def test_the_kept_model_is_the_one_that_was_best_on_dev(labelled, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK, "--epochs", "6", "--evaluate-every", "2", "--learning-rate", "3e-3"])
+    metrics = json.loads((output / "metrics.json").read_text())
+    best = max(
+        np.mean([float(row[f"dev {t} macro_f1"]) for t in ("topic", "mood")])
+        for row in csv.DictReader((output / "history.csv").open())
+    )
+    assert metrics["best"]["score"] == pytest.approx(best)
+    assert np.mean([metrics["dev"][t]["macro_f1"] for t in ("topic", "mood")]) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_tiny_encoder_learns_32_rows_of_two_tasks_by_heart(write_csv, tiny_folder, tmp_path):
+    rows = [
+        [f"{w} {i} of {'ball' if i % 2 else 'atom'}", TOPICS[i % 2], MOODS[i % 3]] for i, w in enumerate("abcdefgh" * 4)
+    ]
+    path, output = write_csv("a.csv", ["text", "topic", "mood"], rows), tmp_path / "out"
+    arguments = ["train", str(path), "--dev", str(path), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK, "--epochs", "60", "--learning-rate", "5e-3", "--evaluate-every", "30"])
+    dev = json.loads((output / "metrics.json").read_text())["dev"]
+    assert dev["topic"]["accuracy"] == dev["mood"]["accuracy"] == 1.0
+
+
+def test_files_that_label_different_tasks_train_together(write_csv, tiny_folder, tmp_path, capsys):
+    topics = write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS])
+    moods = write_csv("moods.tsv", ["mood", "text"], [[row[2], row[0]] for row in ROWS[:9]])
+    task2.main(
+        ["train", str(topics), str(moods), "--encoder", str(tiny_folder), "--output", str(tmp_path / "out"), *QUICK]
+    )
+    shown = capsys.readouterr().out
+    assert "topic             16" in shown and "mood               9" in shown
+
+
+def test_names_and_labels_nobody_foresaw(write_csv, tiny_folder, tmp_path, capsys):
+    header = ["text", "mood of the day", "v1.0", "сорт"]
+    rows = [[f"text {i}", ["très bon", "😡", "$5"][i % 3], i % 2, ["да", "нет", ""][i % 3]] for i in range(12)]
+    path, output = write_csv("a.csv", header, rows), tmp_path / "out"
+    arguments = ["train", str(path), "--dev", str(path), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK])
+    capsys.readouterr()
+    task2.main(["predict", "text 3", "--model", str(output), "--format", "jsonl"])
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["mood of the day"]["probabilities"]) == {"$5", "très bon", "😡"}
+    assert set(result["v1.0"]["probabilities"]) == {"0", "1"}
+    assert result["сорт"]["label"] in ("да", "нет")
+
+
+@pytest.mark.parametrize(
+    "options", [["--balance", "uncertainty"], ["--class-weight", "balanced"], ["--task-weight", "topic=0.9"]]
+)
+def test_ways_of_balancing_change_the_model(options, labelled, tiny_folder, trained, tmp_path):
+    output = tmp_path / "other"
+    skewed = labelled.with_name("skewed.csv")
+    lines = labelled.read_text().splitlines()
+    skewed.write_text(
+        "\n".join(lines[:1] + [line for line in lines[1:] if not line.endswith("so-so")] + lines[3:4]) + "\n"
+    )
+    common_arguments = ["train", str(skewed), "--encoder", str(tiny_folder), *QUICK]
+    task2.main([*common_arguments, "--output", str(tmp_path / "plain")])
+    task2.main([*common_arguments, "--output", str(output), *options])
+    one, other = (MultiTaskModel.from_pretrained(folder).state_dict() for folder in (tmp_path / "plain", output))
+    assert one.keys() == other.keys()
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stopped_training_resumes_to_the_same_model(labelled, tiny_folder, tmp_path, monkeypatch):
+    def arguments(output):
+        options = ["--dev", str(labelled), "--balance", "uncertainty", "--evaluate-every", "1", *QUICK]
+        return ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output), *options]
+
+    task2.main(arguments("whole"))
+    collate, calls = task2.MultiTaskDataset.collate, []
+
+    def interrupting(self, indices):
+        calls.append(indices)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return collate(self, indices)
+
+    monkeypatch.setattr(task2.MultiTaskDataset, "collate", interrupting)
+    with pytest.raises(Interrupted):
+        task2.main(arguments("parts"))
+    task2.main([*arguments("parts"), "--resume"])
+    for name in ("model.safetensors", "heads.safetensors", "history.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_evaluate_counts_what_predict_says(trained, labelled, capsys):
+    task2.main(["evaluate", str(labelled), "--model", str(trained), "--json"])
+    results = json.loads(capsys.readouterr().out)
+    predicted = MultiTaskModel.from_pretrained(trained).predict([row[0] for row in ROWS])
+    right = [p["topic"]["label"] == row[1] for p, row in zip(predicted, ROWS, strict=True)]
+    assert results["topic"]["accuracy"] == pytest.approx(np.mean(right))
+    assert np.sum(results["mood"]["confusion"]) == len(ROWS)
+
+
+def test_evaluate_shows_each_class_in_a_table(trained, labelled, capsys):
+    task2.main(["evaluate", str(labelled), "--model", str(trained)])
+    shown = capsys.readouterr().out
+    for word in ("macro recall", "macro F1", "→ Sports", "so-so"):
+        assert word in shown
+
+
+def test_predict_streams_a_file_as_csv_with_all_probabilities(trained, labelled, capsys, monkeypatch):
+    monkeypatch.setattr(task2, "CHUNK", 5)
+    task2.main(["predict", "--input", str(labelled), "--model", str(trained), "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["text"] for row in rows] == [row[0] for row in ROWS]
+    for row in rows:
+        assert sum(float(row[f"mood: {label}"]) for label in MOODS) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_reads_standard_input_when_given_nothing_else(trained, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one text\nanother\n")))
+    task2.main(["predict", "--model", str(trained), "--format", "jsonl"])
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["one text", "another"]
+
+
+def test_explaining_shows_a_row_of_words_for_each_task(trained, capsys):
+    task2.main(["predict", "a ball game", "--model", str(trained), "--explain"])
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in shown[2:]] == ["topic", "mood"]
+    assert all("ball" in line and "%" in line for line in shown[2:])
+
+
+MISTAKES = {
+    "no text column": (["train", "{no_text}", "--output", "o"], 'no column "text"'),
+    "unseen dev label": (
+        ["train", "{data}", "--dev", "{unseen}", "--output", "o", "--encoder", "{encoder}"],
+        '"volcano"',
+    ),
+    "one class": (["train", "{one_class}", "--output", "o"], "a classifier needs two or more"),
+    "duplicate header": (["train", "{twice}", "--output", "o"], "more than once"),
+    "unlabelled task": (["train", "{unlabelled}", "--output", "o"], "no row has a label"),
+    "unknown task weight": (["train", "{data}", "--output", "o", "--task-weight", "tpoic=1"], 'no task "tpoic"'),
+    "no task weight": (["train", "{data}", "--output", "o", "--task-weight", "topic"], "TASK=WEIGHT"),
+    "both balances": (
+        ["train", "{data}", "--output", "o", "--task-weight", "topic=1", "--balance", "uncertainty"],
+        "leave --task-weight out",
+    ),
+    "unknown task": (["train", "{data}", "--output", "o", "--tasks", "colour"], "no column named colour"),
+    "no such encoder": (["train", "{data}", "--output", "o", "--encoder", "./none"], "no such model folder"),
+    "an encoder is no model": (["predict", "x", "--model", "{encoder}"], "no multi-task model there"),
+    "no model": (["predict", "x", "--model", "./none"], "no such model folder"),
+    "texts and input": (["predict", "x", "--input", "{data}"], "not both"),
+    "no input file": (["predict", "--input", "none.txt"], "no such file"),
+    "evaluate unknown label": (
+        ["evaluate", "{unseen}", "--model", "{model}"],
+        'line 3: the model knows no label "volcano"',
+    ),
+    "diverged": (
+        [
+            *("train", "{data}", "--encoder", "{encoder}", "--output", "o", "--device", "cpu", "--epochs", "9"),
+            *("--learning-rate", "1e38", "--warmup", "0", "--clip-norm", "1e38", "--batch-tokens", "60"),
+        ],
+        "so training stopped",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    mistake, labelled, trained, tiny_folder, write_csv, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "data": labelled,
+        "model": trained,
+        "encoder": tiny_folder,
+        "no_text": write_csv("no_text.csv", ["body", "topic"], [["a", "x"]]),
+        "unseen": write_csv("unseen.csv", ["text", "topic"], [["a", "Sports"], ["b", "volcano"]]),
+        "one_class": write_csv("one_class.csv", ["text", "topic"], [["a", "x"], ["b", "x"]]),
+        "twice": write_csv("twice.csv", ["text", "topic", "topic"], [["a", "x", "y"]]),
+        "unlabelled": write_csv("unlabelled.csv", ["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]]),
+    }
+    arguments, message = MISTAKES[mistake]
+    capsys.readouterr()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    code, error = outcome(monkeypatch, capsys, *(argument.format(**files) for argument in arguments))
+    said = error.replace("\r", "\n").strip().splitlines()[-1]
+    assert code == 2
+    assert said.startswith("task2.py: ") and message in said
+    if mistake != "diverged":  # its output folder was rightly made before the loss was lost
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_bare_it_trains_tests_and_writes_everything(monkeypatch, tmp_path, capsys):
+    config = EncoderConfig(**TINY)
+    monkeypatch.setattr(task2, "SentenceEncoder", lambda: SentenceEncoder(config, SentenceTokenizer(max_length=64)))
+    monkeypatch.setattr(task2, "RUN", tmp_path / "task2")
+    task2.main([])
+    shown = capsys.readouterr().out
+    for word in ("topic", "sentiment", "macro F1", "→ Positive", "Sentences it has not seen"):
+        assert word in shown
+    written = {path.name for path in (tmp_path / "task2").iterdir()}
+    assert {"metrics.json", "history.csv", "curves.png", "confusion.png", "heads.safetensors"} <= written
+    assert json.loads((tmp_path / "task2" / "metrics.json").read_text())["test"]["topic"]["rows"] == 240
