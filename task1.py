@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from accelerate.utils import set_seed
 from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT, Parser, UserError, add_options, config_from, progress_bar, run
 from common.data import SAMPLES, SentenceDataset, TrainingRows, read_scored_pairs, read_training_rows
+from common.devices import InferenceConfig, build_accelerator
 from common.distillation import DistillationObjective, random_projection, start_from_teacher
-from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, resolve_precision
+from common.encoder import Encoder, SentenceEncoder
 from common.files import ArrayWriter, atomic_file
 from common.losses import PairObjective
 from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
@@ -36,7 +38,7 @@ from common.report import (
     terminal_width,
     write_json,
 )
-from common.trainer import PRECISIONS, Progress, Trainer, TrainingConfig, build_accelerator, refuse_existing
+from common.trainer import Progress, Trainer, TrainingConfig, refuse_existing
 
 RUN = ROOT / "runs" / "task1"
 CHUNK = 4096
@@ -54,12 +56,14 @@ def build_parser() -> Parser:
     embed.add_argument("--output", required=True, metavar="FILE.npy", help="the (sentences, dim) array to write")
     embed.add_argument("--column", default="text", help="the column to read from a table (default: text)")
     embed.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the array (float32)")
-    add_inference_options(embed)
+    embed.add_argument("--model", metavar="DIR", help="an encoder's folder or hub name (default: runs/task1)")
+    add_options(embed, InferenceConfig)
 
     evaluate = commands.add_parser("evaluate", help="measure an encoder on scored pairs")
     evaluate.add_argument("file", help="a table with sentence1, sentence2 and score (or near_miss)")
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    add_inference_options(evaluate)
+    evaluate.add_argument("--model", metavar="DIR", help="an encoder's folder or hub name (default: runs/task1)")
+    add_options(evaluate, InferenceConfig)
 
     train = commands.add_parser(
         "train",
@@ -85,23 +89,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="DIR", help="an encoder's folder or hub name (default: runs/task1)")
-    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=f"tokens a batch ({BATCH_TOKENS})")
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where the processor has it")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
-
-
-def open_encoder(arguments: argparse.Namespace) -> tuple[Encoder, str]:
-    """The encoder that `--model` names on its device, and the precision to run it in."""
-    if arguments.batch_tokens < 1:
-        raise UserError(f"--batch-tokens {arguments.batch_tokens}: must be 1 or more")
-    model = arguments.model
-    if model is None and not (RUN / "config.json").is_file():
+def open_encoder(arguments: argparse.Namespace) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder that `--model` names, on its device, and the options to run it with."""
+    config = config_from(arguments, InferenceConfig)
+    if arguments.model is None and not (RUN / "config.json").is_file():
         raise UserError("no --model given and none in runs/task1 yet: `python task1.py` trains a first one there")
-    encoder = SentenceEncoder.from_pretrained(model or RUN)
-    device = build_accelerator(arguments.device, "fp32").device
-    return encoder.to(device), resolve_precision(arguments.precision, device)
+    encoder = SentenceEncoder.from_pretrained(arguments.model or RUN)
+    return encoder, config.place(encoder)
 
 
 def embed(arguments: argparse.Namespace) -> None:
@@ -109,10 +103,10 @@ def embed(arguments: argparse.Namespace) -> None:
     texts = read_texts(arguments.file, arguments.column)
     with atomic_file(arguments.output) as temporary:
         first = [next(texts)]  # a wrong file is said before a model is loaded
-        encoder, precision = open_encoder(arguments)
+        encoder, options = open_encoder(arguments)
         writer = ArrayWriter(temporary, encoder.dim, arguments.dtype)
         with progress_bar(None, " sentences", "embedding") as bar:
-            for block in encoder.encode_stream(chunked(chain(first, texts), CHUNK), arguments.batch_tokens, precision):
+            for block in encoder.encode_stream(chunked(chain(first, texts), CHUNK), **options):
                 writer.write(block)
                 bar.update(len(block))
         writer.close()
@@ -122,9 +116,9 @@ def embed(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print how well similarities agree with people's scores."""
     pairs = read_scored_pairs(arguments.file)
-    encoder, precision = open_encoder(arguments)
+    encoder, options = open_encoder(arguments)
     left, right = zip(*pairs.rows, strict=True)
-    similarities = pair_similarities(encoder, left, right, batch_tokens=arguments.batch_tokens, precision=precision)
+    similarities = pair_similarities(encoder, left, right, **options)
     result = {"file": arguments.file, "model": arguments.model or "runs/task1", "pairs": len(left)}
     for name, statistic in (("spearman", spearman), ("pearson", pearson)):
         interval = bootstrap_interval(statistic, similarities, np.array(pairs.scores))

@@ -20,7 +20,8 @@ from accelerate.utils import set_seed
 from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT, Parser, UserError, add_options, config_from, run
 from common.data import SAMPLES, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, resolve_precision
+from common.devices import InferenceConfig
+from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights, complete_weights
 from common.metrics import evaluate_tasks
@@ -36,7 +37,7 @@ from common.report import (
     write_history,
     write_json,
 )
-from common.trainer import PRECISIONS, MultiTaskTrainer, Progress, TrainingConfig, build_accelerator, refuse_existing
+from common.trainer import MultiTaskTrainer, Progress, TrainingConfig, refuse_existing
 
 RUN = ROOT / "runs" / "task2"
 CHUNK = 1024
@@ -68,7 +69,8 @@ def build_parser() -> Parser:
     evaluate = commands.add_parser("evaluate", help="measure a model on labelled texts")
     evaluate.add_argument("files", nargs="+", metavar="file")
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    add_inference_options(evaluate)
+    evaluate.add_argument("--model", metavar="DIR", help="a trained model's folder (default: runs/task2)")
+    add_options(evaluate, InferenceConfig)
 
     predict = commands.add_parser("predict", help="classify texts")
     predict.add_argument("texts", nargs="*", metavar="text", help="texts to classify (none: --input or standard input)")
@@ -78,15 +80,9 @@ def build_parser() -> Parser:
     predict.add_argument("--column", default="text", help="the column to read from a table (default: text)")
     predict.add_argument("--format", default="table", choices=("table", "jsonl", "csv"), help="(default: table)")
     predict.add_argument("--explain", action="store_true", help="show which words each task's head looked at")
-    add_inference_options(predict)
+    predict.add_argument("--model", metavar="DIR", help="a trained model's folder (default: runs/task2)")
+    add_options(predict, InferenceConfig)
     return parser
-
-
-def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="DIR", help="a trained model's folder (default: runs/task2)")
-    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=f"tokens a batch ({BATCH_TOKENS})")
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where the processor has it")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
 
 
 def names(text: str) -> list[str]:
@@ -104,15 +100,12 @@ def task_weight(text: str) -> tuple[str, float]:
 
 
 def open_model(arguments: argparse.Namespace) -> tuple[MultiTaskModel, dict[str, Any]]:
-    """The model that `--model` names on its device, and the options to run it with."""
-    if arguments.batch_tokens < 1:
-        raise UserError(f"--batch-tokens {arguments.batch_tokens}: must be 1 or more")
+    """The model that `--model` names, on its device, and the options to run it with."""
+    config = config_from(arguments, InferenceConfig)
     if arguments.model is None and not (RUN / "config.json").is_file():
         raise UserError("no --model given and none in runs/task2 yet: `python task2.py` trains a first one there")
     model = MultiTaskModel.from_pretrained(arguments.model or RUN)
-    device = build_accelerator(arguments.device, "fp32").device
-    precision = resolve_precision(arguments.precision, device)
-    return model.to(device), {"batch_tokens": arguments.batch_tokens, "precision": precision}
+    return model, config.place(model)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -257,7 +250,7 @@ def show() -> None:
     """The whole of task 2 on the embedded data."""
     (RUN / CHECKPOINT).unlink(missing_ok=True)  # of a showing that was stopped: it starts anew each time
     set_seed(EMBEDDED.seed)
-    encoder: Encoder = SentenceEncoder()
+    encoder = SentenceEncoder()
     parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}
     tasks = training_tasks(parts["train"])
     data = {name: MultiTaskDataset(rows, tasks, encoder.tokenizer) for name, rows in parts.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from common.devices import cpu_computes_bf16
 from common.report import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -17,12 +18,11 @@ PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 
 def machine() -> dict[str, Any]:
     """The processor, its cores as torch uses them, and any GPU."""
-    capabilities = torch.cpu.get_capabilities()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": capabilities.get("cpu_name") or platform.processor(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
         "threads": torch.get_num_threads(),
-        "bf16": bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")),
+        "bf16": cpu_computes_bf16(),
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }

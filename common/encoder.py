@@ -7,7 +7,6 @@ The block is BERT's (Devlin et al. 2019; post-norm, GELU), the positions are the
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from transformers.activations import ACT2FN
 
 from common.cli import UserError
 from common.data import token_budget_batches
+from common.devices import InferenceConfig, autocast
 from common.files import atomic_folder
 from common.tokenizer import SentenceTokenizer, open_local_or_hub
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = InferenceConfig.batch_tokens
 
 
 @dataclass(frozen=True)
@@ -394,22 +394,3 @@ def max_length_in(name_or_path: str | Path) -> int | None:
     """The longest input, in tokens, that a sentence-transformers folder asks for; None where it says nothing."""
     description = Path(name_or_path) / "sentence_bert_config.json"
     return json.loads(description.read_text(encoding="utf-8"))["max_seq_length"] if description.is_file() else None
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """A context that computes in bf16 or fp16 on the device; "fp32" changes nothing."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: bf16 where the processor computes in it, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capable = device.type == "cpu" and any(
-        torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")
-    )
-    return "bf16" if capable else "fp32"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from common.cli import UserError
 from common.data import token_budget_batches
-from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, autocast, mean_pool
+from common.devices import autocast
+from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, mean_pool
 from common.files import atomic_folder
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,14 +20,13 @@ from common.checkpoint import NAME as CHECKPOINT
 from common.checkpoint import read_progress, restore_checkpoint, save_checkpoint
 from common.cli import Interrupted, UserError, option, progress_bar
 from common.data import MultiTaskDataset, shuffled_batches
-from common.encoder import resolve_precision
+from common.devices import DEVICE_HELP, PRECISION_HELP, PRECISIONS, build_accelerator
 from common.files import make_folder
 from common.heads import MultiTaskModel
 from common.losses import MultiTaskObjective
 from common.metrics import evaluate_tasks
 from common.optim import SCHEDULES, build_optimizer, build_schedule
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CHECKPOINT_SECONDS = 300
 Metrics = dict[str, float]
 
@@ -50,8 +47,8 @@ class TrainingConfig:
     evaluate_every: int | None = option(None, "steps between two looks at the dev file; without it, each epoch")
     patience: int | None = option(None, "stop after this many looks at the dev file without a gain")
     seed: int = option(0, "the same seed gives the same model")
-    precision: str = option("auto", "auto is bf16 where the processor has it, else fp32", choices=PRECISIONS)
-    device: str = option("auto", "cpu, cuda, mps; auto takes an accelerator where there is one")
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS)
+    device: str = option("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_steps", "batch_tokens", "accumulate", "evaluate_every", "patience"):
@@ -87,28 +84,6 @@ class Progress:
     sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the history's last row
     schedule: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
-
-
-def build_accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate's Accelerator on a device by name ("auto": the best there is), in a precision ("auto" too).
-
-    Raises:
-        UserError: this machine has no such device, or several processes were launched.
-    """
-    if device != "auto":
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError):
-            raise UserError(f"--device {device}: this machine has no such device (cpu always works)") from None
-        if device.startswith("cuda:"):
-            torch.cuda.set_device(device)
-    on_cpu = device == "cpu"
-    probe = Accelerator(cpu=on_cpu).device
-    mixed = resolve_precision(precision, probe)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if mixed == "fp32" else mixed)
-    if accelerator.num_processes > 1:
-        raise UserError("several processes are not supported; start the script with python")
-    return accelerator
 
 
 class Trainer:
