@@ -83,6 +83,9 @@ def build_parser() -> Parser:
         help="with --teacher and random weights: do not start from the teacher's token embeddings",
     )
     train.add_argument("--column", default="text", help="the column of plain sentences (default: text)")
+    train.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="cut texts there (default: as the encoder does)"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
     train.add_argument("--overwrite", action="store_true", help="discard what --output holds")
     add_options(train, TrainingConfig, learning_rate=None)
@@ -144,6 +147,8 @@ def train(arguments: argparse.Namespace) -> None:
     refuse_existing(arguments.output, arguments.resume, arguments.overwrite)
     set_seed(config.seed)
     encoder = SentenceEncoder.from_pretrained(arguments.model) if arguments.model else SentenceEncoder()
+    if arguments.max_length is not None:
+        encoder.cut_at(arguments.max_length)
     objective, data, words = choose_objective(encoder, rows, arguments)
     print(f"objective: {words}\ndata: {len(data)} rows of {', '.join(rows.columns)}")
     print(f"start: {arguments.model or 'random weights'}; learning rate {config.learning_rate:g}; seed {config.seed}")

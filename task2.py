@@ -62,6 +62,9 @@ def build_parser() -> Parser:
     )
     train.add_argument("--balance", default="fixed", choices=("fixed", "uncertainty"), help="learn the task weights?")
     train.add_argument("--class-weight", default="none", choices=("none", "balanced"), help="for skewed labels")
+    train.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="cut texts there (default: as the encoder does)"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
     train.add_argument("--overwrite", action="store_true", help="discard what --output holds")
     add_options(train, TrainingConfig, learning_rate=None)
@@ -123,6 +126,8 @@ def train(arguments: argparse.Namespace) -> None:
     refuse_existing(output, arguments.resume, arguments.overwrite)
     set_seed(config.seed)
     encoder = SentenceEncoder.from_pretrained(arguments.encoder) if arguments.encoder else SentenceEncoder()
+    if arguments.max_length is not None:
+        encoder.cut_at(arguments.max_length)
     data = MultiTaskDataset(rows, tasks, encoder.tokenizer)
     dev = MultiTaskDataset(dev_rows, tasks, encoder.tokenizer) if dev_rows else None
     print(f"start: {arguments.encoder or 'random weights'}; learning rate {config.learning_rate:g}; seed {config.seed}")
@@ -183,7 +188,7 @@ def print_classes(results: Mapping[str, Mapping[str, Any]]) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print how a model does on labelled texts."""
     model, options = open_model(arguments)
-    rows = read_labelled_rows(arguments.files, None)
+    rows = read_labelled_rows(arguments.files, list(model.tasks))
     data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
     results = evaluate_tasks(model, data, **options)
     if arguments.json:

@@ -65,11 +65,13 @@ def mean_pool(token_states: Tensor, attention_mask: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """What every encoder can do, whatever its layers: text in, unit vectors out.
 
-    A subclass has a `tokenizer`, a width `dim`, a `max_positions`, `token_states` and `stages`.
+    A subclass has a `tokenizer`, a width `dim`, `max_positions` (None where length has no bound), `token_states`,
+    `stages` and `write`.
     """
 
     tokenizer: SentenceTokenizer
     dim: int
+    max_positions: int | None
 
     def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Each token's vector after the last layer: (batch, length) ids and mask to (batch, length, dim)."""
@@ -90,6 +92,16 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def cut_at(self, max_length: int) -> None:
+        """Cut texts at this many tokens from now on, special tokens counted; a saved model remembers it.
+
+        Raises:
+            UserError: too few to hold a word, or more than the encoder has positions.
+        """
+        if not 3 <= max_length <= (self.max_positions or max_length):
+            raise UserError(f"a maximum length of {max_length}: must be from 3 to the encoder's {self.max_positions}")
+        self.tokenizer = SentenceTokenizer(self.tokenizer.backend, max_length)
 
     def encode(self, sentences: Sequence[str], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32") -> np.ndarray:
         """Embed sentences: (n, dim) float32 with unit rows, in the order given.
@@ -275,8 +287,8 @@ class SentenceEncoder(Encoder):
         self.config = config = config or EncoderConfig()
         self.dim = config.hidden_size
         self.tokenizer = tokenizer or SentenceTokenizer()
-        if self.tokenizer.max_length > config.max_position_embeddings:
-            self.tokenizer.max_length = config.max_position_embeddings
+        self.max_positions = config.max_position_embeddings
+        self.cut_at(min(self.tokenizer.max_length, self.max_positions))
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
         for module in self.layers.modules():

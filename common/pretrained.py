@@ -31,11 +31,11 @@ class PretrainedEncoder(Encoder):
         )
         if self._layers is None:
             raise UserError(f"no stack of layers was found in a {model.config.model_type} model")
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions:
-            # RoBERTa's kind counts positions from padding_idx + 1, which costs it that many.
-            offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
-            tokenizer.max_length = min(tokenizer.max_length, positions - (offset + 1 if offset else 0))
+        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+        if self.max_positions and offset:
+            self.max_positions -= offset + 1  # RoBERTa's kind counts positions from padding_idx + 1
+        self.cut_at(min(tokenizer.max_length, self.max_positions or tokenizer.max_length))
 
     def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Each token's vector after the last layer: (batch, length) ids and mask to (batch, length, dim)."""

@@ -43,7 +43,7 @@ def test_mean_pooling_is_a_loop_over_the_real_tokens():
     torch.testing.assert_close(mean_pool(states, mask), expected)
 
 
-def random_bert(positions: str = "learned") -> BertModel:
+def random_bert() -> BertModel:
     torch.manual_seed(1)
     config = BertConfig(vocab_size=30_522, type_vocab_size=2, **TINY)
     bert = BertModel(config, add_pooling_layer=False).eval()
@@ -289,3 +289,15 @@ def test_a_failed_save_leaves_the_old_model(tiny_encoder, tiny_folder, monkeypat
         tiny_encoder.save_pretrained(tiny_folder)
     assert {path.name: path.read_bytes() for path in tiny_folder.iterdir() if path.is_file()} == before
     assert not list(tiny_folder.glob(".partial*"))
+
+
+def test_texts_may_be_cut_elsewhere_and_the_folder_remembers(tiny_encoder, tmp_path):
+    tiny_encoder.cut_at(10)
+    tiny_encoder.save_pretrained(tmp_path)
+    assert SentenceEncoder.from_pretrained(tmp_path).tokenizer.max_length == 10
+
+
+@pytest.mark.parametrize("length", [0, 65])
+def test_a_length_the_encoder_cannot_hold_is_refused(tiny_encoder, length):
+    with pytest.raises(UserError, match=f"maximum length of {length}: must be from 3 to the encoder's 64"):
+        tiny_encoder.cut_at(length)
