@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT, Parser, UserError, add_options, config_from, progress_bar, run
 from common.data import SAMPLES, SentenceDataset, TrainingRows, read_scored_pairs, read_training_rows
-from common.devices import InferenceConfig, build_accelerator
+from common.devices import InferenceConfig, resolve_device
 from common.distillation import DistillationObjective, random_projection, start_from_teacher
 from common.encoder import Encoder, SentenceEncoder
 from common.files import ArrayWriter, atomic_file
@@ -188,7 +188,7 @@ def distil(
 ) -> tuple[DistillationObjective, SentenceDataset, str]:
     """The distillation objective, from the teacher's token embeddings where both share a vocabulary."""
     teacher = SentenceEncoder.from_pretrained(arguments.teacher)
-    teacher.to(build_accelerator(arguments.device, "fp32").device)
+    teacher.to(resolve_device(arguments.device))
     projection = random_projection(teacher.dim, encoder.dim)
     words = f"distillation: embed as {arguments.teacher} does"
     if not (arguments.model or arguments.no_teacher_embeddings) and start_from_teacher(encoder, teacher, projection):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from common.cli import UserError, option
@@ -29,27 +30,39 @@ class InferenceConfig:
 
     def place(self, model: nn.Module) -> dict[str, Any]:
         """Put the model on the device, and give the options to run it with: `batch_tokens` and `precision`."""
-        device = build_accelerator(self.device, "fp32").device
+        device = resolve_device(self.device)
         model.to(device)
         return {"batch_tokens": self.batch_tokens, "precision": resolve_precision(self.precision, device)}
 
 
-def build_accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate's Accelerator on a device by name ("auto": the best there is), in a precision ("auto" too).
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator where there is one, else the processor.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: this machine has no such device (cpu always works)") from None
+    return torch.device(name)
+
+
+def build_accelerator(device_name: str, precision: str) -> Accelerator:
+    """accelerate's Accelerator on a device by name, in a precision; either may be "auto".
 
     Raises:
         UserError: this machine has no such device, or several processes were launched.
     """
-    if device != "auto":
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError):
-            raise UserError(f"--device {device}: this machine has no such device (cpu always works)") from None
-        if device.startswith("cuda:"):
-            torch.cuda.set_device(device)
-    on_cpu = device == "cpu"
-    mixed = resolve_precision(precision, Accelerator(cpu=on_cpu).device)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if mixed == "fp32" else mixed)
+    device = resolve_device(device_name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    mixed = resolve_precision(precision, device)
+    # Accelerate keeps one state for the whole process; a second training may want another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if mixed == "fp32" else mixed)
     if accelerator.num_processes > 1:
         raise UserError("several processes are not supported; start the script with python")
     return accelerator

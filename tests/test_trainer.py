@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import common.checkpoint
 from common.checkpoint import NAME, restore_checkpoint, save_checkpoint
 from common.cli import Interrupted, UserError
 from common.data import SentenceDataset
+from common.devices import resolve_precision
 from common.losses import PairObjective
 from common.optim import build_optimizer, build_schedule
 from common.trainer import Trainer, TrainingConfig, refuse_existing
@@ -73,7 +75,7 @@ def test_training_moves_every_weight_and_the_loss_falls(tiny_encoder, uninterrup
 def test_same_seed_same_weights_and_another_seed_others(tiny_encoder, uninterrupted, tmp_path):
     again = trainer_for(tiny_encoder, tmp_path / "again")
     again.train()
-    other = trainer_for(tiny_encoder, tmp_path / "other", TrainingConfig(**{**vars(CONFIG), "seed": 1}))
+    other = trainer_for(tiny_encoder, tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
     other.train()
     assert equal(weights(again), weights(uninterrupted))
     assert not equal(weights(other), weights(uninterrupted))
@@ -139,7 +141,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(
 def test_resuming_with_another_option_is_refused(tiny_encoder, tmp_path):
     with pytest.raises(Interrupted):
         trainer_for(tiny_encoder, tmp_path, before_batch=at_step(1, interrupt)).train()
-    other = trainer_for(tiny_encoder, tmp_path, TrainingConfig(**{**vars(CONFIG), "epochs": 4}))
+    other = trainer_for(tiny_encoder, tmp_path, dataclasses.replace(CONFIG, epochs=4))
     with pytest.raises(UserError, match=r"--epochs 3, not 4"):
         other.train(resume=True)
 
@@ -182,16 +184,16 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(t
 
     with pytest.raises(UserError, match=r"step 8: the loss is nan.*checkpoint of step 6 is kept"):
         trainer_for(
-            tiny_encoder, tmp_path, before_batch=spoil, config=TrainingConfig(**{**vars(CONFIG), "evaluate_every": 3})
+            tiny_encoder, tmp_path, before_batch=spoil, config=dataclasses.replace(CONFIG, evaluate_every=3)
         ).train()
-    resumed = trainer_for(tiny_encoder, tmp_path, config=TrainingConfig(**{**vars(CONFIG), "evaluate_every": 3}))
+    resumed = trainer_for(tiny_encoder, tmp_path, config=dataclasses.replace(CONFIG, evaluate_every=3))
     resumed.train(resume=True)
     assert all(torch.isfinite(tensor).all() for tensor in weights(resumed).values())
 
 
 def test_the_best_model_is_saved_and_patience_ends_the_training(tiny_encoder, tmp_path):
     scores, saved = iter([0.2, 0.5, 0.4, 0.3, 0.9]), []
-    config = TrainingConfig(**{**vars(CONFIG), "evaluate_every": 1, "patience": 2})
+    config = dataclasses.replace(CONFIG, evaluate_every=1, patience=2)
     trainer = trainer_for(tiny_encoder, tmp_path, config, evaluate=lambda: {"score": next(scores)})
     trainer.save = lambda: saved.append(trainer.progress.step)
     progress = trainer.train()
@@ -201,7 +203,7 @@ def test_the_best_model_is_saved_and_patience_ends_the_training(tiny_encoder, tm
 
 
 def test_accumulated_batches_take_the_step_of_their_mean_loss(tiny_encoder, tmp_path):
-    config = TrainingConfig(**{**vars(CONFIG), "accumulate": 2, "max_steps": 1, "clip_norm": 1e9, "warmup": 0.0})
+    config = dataclasses.replace(CONFIG, accumulate=2, max_steps=1, clip_norm=1e9, warmup=0.0)
     for module in tiny_encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -269,7 +271,7 @@ def test_settings_that_make_no_sense_are_refused(setting, value):
 
 def test_a_device_that_is_not_there_is_said(tiny_encoder, tmp_path):
     with pytest.raises(UserError, match="--device nonsense"):
-        trainer_for(tiny_encoder, tmp_path, TrainingConfig(**{**vars(CONFIG), "device": "nonsense"}))
+        trainer_for(tiny_encoder, tmp_path, dataclasses.replace(CONFIG, device="nonsense"))
 
 
 def test_progress_in_the_checkpoint_is_plain_json(tiny_encoder, tmp_path):
@@ -278,3 +280,24 @@ def test_progress_in_the_checkpoint_is_plain_json(tiny_encoder, tmp_path):
     progress = common.checkpoint.read_progress(tmp_path)
     assert json.loads(json.dumps(progress)) == progress
     assert progress["step"] == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_trains_in_the_precision_asked_for(tiny_encoder, tmp_path, precision):
+    trainer = trainer_for(tiny_encoder, tmp_path, dataclasses.replace(CONFIG, precision=precision))
+    seen = set()
+    layer = trainer.objective.encoder.layers[0].feed_forward
+    layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    trainer.train()
+    assert seen == {{"bf16": torch.bfloat16, "fp32": torch.float32}[precision]}
+    assert {p.dtype for p in trainer.objective.parameters()} == {torch.float32}
+
+
+def test_auto_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
+    for capabilities, expected in (
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx2": True}, "fp32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert resolve_precision("auto", torch.device("cpu")) == expected
