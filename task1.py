@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from common.checkpoint import NAME as CHECKPOINT
-from common.cli import ROOT, Parser, UserError, add_options, config_from, progress_bar, run
-from common.data import SAMPLES, SentenceDataset, TrainingRows, read_scored_pairs, read_training_rows
+from common.cli import ROOT, Interrupted, Parser, UserError, add_options, config_from, progress_bar, run
+from common.data import SAMPLES, SentenceDataset, TrainingRows, digest, read_scored_pairs, read_training_rows
 from common.devices import InferenceConfig, resolve_device
 from common.distillation import DistillationObjective, random_projection, start_from_teacher
 from common.encoder import Encoder, SentenceEncoder
@@ -104,9 +103,9 @@ def open_encoder(arguments: argparse.Namespace) -> tuple[Encoder, dict[str, Any]
 def embed(arguments: argparse.Namespace) -> None:
     """Stream a file's sentences into an array file, in input order."""
     texts = read_texts(arguments.file, arguments.column)
+    first = [next(texts)]  # a wrong file is said before a model is loaded
+    encoder, options = open_encoder(arguments)
     with atomic_file(arguments.output) as temporary:
-        first = [next(texts)]  # a wrong file is said before a model is loaded
-        encoder, options = open_encoder(arguments)
         writer = ArrayWriter(temporary, encoder.dim, arguments.dtype)
         with progress_bar(None, " sentences", "embedding") as bar:
             for block in encoder.encode_stream(chunked(chain(first, texts), CHUNK), **options):
@@ -144,6 +143,10 @@ def train(arguments: argparse.Namespace) -> None:
     config = config_from(arguments, TrainingConfig)
     rows = read_training_rows(arguments.files, arguments.column)
     dev = read_scored_pairs(arguments.dev) if arguments.dev else None
+    if arguments.patience and not dev:
+        raise UserError("--patience waits for a gain on --dev: give it too")
+    if arguments.no_teacher_embeddings and (arguments.model or not arguments.teacher):
+        raise UserError("--no-teacher-embeddings goes with --teacher and random weights (no --model)")
     refuse_existing(arguments.output, arguments.resume, arguments.overwrite)
     set_seed(config.seed)
     encoder = SentenceEncoder.from_pretrained(arguments.model) if arguments.model else SentenceEncoder()
@@ -152,7 +155,12 @@ def train(arguments: argparse.Namespace) -> None:
     objective, data, words = choose_objective(encoder, rows, arguments)
     print(f"objective: {words}\ndata: {len(data)} rows of {', '.join(rows.columns)}")
     print(f"start: {arguments.model or 'random weights'}; learning rate {config.learning_rate:g}; seed {config.seed}")
-    described = {"model": arguments.model, "teacher": arguments.teacher}
+    described = {
+        "model": arguments.model,
+        "teacher": arguments.teacher,
+        "no-teacher-embeddings": arguments.no_teacher_embeddings,
+        "dev": digest(dev.rows, dev.scores)[:12] if dev else None,
+    }
     output = Path(arguments.output)
     progress = fit(objective, data, config, output, dev, arguments.resume, described)
     if progress.best:
@@ -166,7 +174,7 @@ def choose_objective(
     """The objective that the columns (and --teacher) ask for, its data set, and what it is in words."""
     if arguments.teacher:
         return distil(encoder, [text for row in rows.rows for text in row], arguments)
-    data = SentenceDataset(rows.rows, encoder.tokenizer, rows.scores)
+    data = SentenceDataset(rows.rows, encoder.tokenizer, rows.scores, passes=2 if len(rows.columns) == 1 else 1)
     words = {
         ("sentence1", "sentence2"): "contrastive: each sentence finds its partner among those of the batch",
         (
@@ -210,14 +218,16 @@ def fit(
     encoder = objective.encoder
 
     def look() -> dict[str, float]:
-        similarities = pair_similarities(encoder, *zip(*dev.rows, strict=True))
+        similarities = pair_similarities(encoder, *zip(*dev.rows, strict=True), precision=trainer.precision)
         correlation = spearman(similarities, dev.scores)
         return {"spearman": correlation, "score": correlation}
 
     save = partial(encoder.save_pretrained, output)
     trainer = Trainer(objective, data, config, output, save, look if dev else None, description=description)
     progress = trainer.train(resume)
-    write_json(output / "training.json", {**progress.run, "best": progress.best, "history": progress.history})
+    result = {"seconds": round(progress.seconds), "best": progress.best, "history": progress.history}
+    write_json(output / "training.json", {**progress.run, **result})
+    trainer.finish()
     return progress
 
 
@@ -261,8 +271,10 @@ def first_training() -> Encoder:
 
 def show() -> None:
     """The whole of task 1 on the embedded data."""
-    (RUN / CHECKPOINT).unlink(missing_ok=True)  # of a showing that was stopped: it starts anew each time
-    encoder = first_training()
+    try:
+        encoder = first_training()
+    except Interrupted:
+        raise Interrupted("stopped; `python task1.py` begins anew") from None
     sentences = list(read_texts(SAMPLES / "sentences.txt"))
     embeddings = encoder.encode(sentences)
     similarities = embeddings @ embeddings.T

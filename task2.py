@@ -17,8 +17,7 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
-from common.checkpoint import NAME as CHECKPOINT
-from common.cli import ROOT, Parser, UserError, add_options, config_from, run
+from common.cli import ROOT, Interrupted, Parser, UserError, add_options, config_from, run
 from common.data import SAMPLES, MultiTaskDataset, read_labelled_rows, training_tasks
 from common.devices import InferenceConfig
 from common.encoder import SentenceEncoder
@@ -123,6 +122,8 @@ def train(arguments: argparse.Namespace) -> None:
     if learned and arguments.task_weight:
         raise UserError("--balance uncertainty learns the weights of the tasks: leave --task-weight out")
     weights = None if learned else complete_weights(list(tasks), dict(arguments.task_weight))
+    if arguments.patience and not dev_rows:
+        raise UserError("--patience waits for a gain on --dev: give it too")
     refuse_existing(output, arguments.resume, arguments.overwrite)
     set_seed(config.seed)
     encoder = SentenceEncoder.from_pretrained(arguments.encoder) if arguments.encoder else SentenceEncoder()
@@ -150,8 +151,9 @@ def fit(trainer: MultiTaskTrainer, resume: bool = False) -> MultiTaskModel:
     write_history(output / "history.csv", progress.history)
     save_figure(curves_figure(progress.history, list(data.tasks)), output / "curves.png")
     model = MultiTaskModel.from_pretrained(output).to(trainer.accelerator.device)
-    results = evaluate_tasks(model, trainer.dev) if trainer.dev else {}
+    results = evaluate_tasks(model, trainer.dev, precision=trainer.precision) if trainer.dev else {}
     write_metrics(output, progress, "dev", results)
+    trainer.finish()
     if results:
         print(f"\nbest model: step {progress.best['step']}, on the dev rows")
         print_results(results)
@@ -160,7 +162,10 @@ def fit(trainer: MultiTaskTrainer, resume: bool = False) -> MultiTaskModel:
 
 def write_metrics(output: Path, progress: Progress, part: str, results: Mapping[str, Any]) -> None:
     """Write `metrics.json` (how it was trained, and the results) and, with results, `confusion.png`."""
-    write_json(output / "metrics.json", {**progress.run, "best": progress.best, part: results})
+    write_json(
+        output / "metrics.json",
+        {**progress.run, "seconds": round(progress.seconds), "best": progress.best, part: results},
+    )
     if results:
         save_figure(confusion_figure(results), output / "confusion.png")
 
@@ -200,6 +205,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Print the label and the probabilities of each text, as they are made."""
+    if arguments.explain and arguments.format == "csv":
+        raise UserError("--explain is shown by --format table and jsonl; a CSV row has no place for it")
     if arguments.texts and arguments.input:
         raise UserError("give texts, or --input FILE, not both")
     texts = iter(arguments.texts) if arguments.texts else read_texts(arguments.input or STDIN, arguments.column)
@@ -253,7 +260,6 @@ def print_csv(model: MultiTaskModel, predicted: Iterator[tuple[str, dict[str, An
 
 def show() -> None:
     """The whole of task 2 on the embedded data."""
-    (RUN / CHECKPOINT).unlink(missing_ok=True)  # of a showing that was stopped: it starts anew each time
     set_seed(EMBEDDED.seed)
     encoder = SentenceEncoder()
     parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}
@@ -262,7 +268,10 @@ def show() -> None:
     heading("Training on the embedded data, from random weights")
     weights = complete_weights(list(tasks), {})
     trainer = MultiTaskTrainer(MultiTaskModel(encoder, tasks), data["train"], EMBEDDED, RUN, data["dev"], weights)
-    model = fit(trainer)
+    try:
+        model = fit(trainer)
+    except Interrupted:
+        raise Interrupted("stopped; `python task2.py` begins anew") from None
 
     heading("Test")
     results = evaluate_tasks(model, data["test"])

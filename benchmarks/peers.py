@@ -35,7 +35,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def multiply() -> torch.Tensor:
-    """69 billion floating point operations in the shape of the encoder's own largest product."""
+    """68 billion floating point operations in the shape of the encoder's own largest product."""
     left, right = torch.ones(2048, 768), torch.ones(768, 3072)
     for _ in range(7):
         product = left @ right

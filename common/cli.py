@@ -74,6 +74,7 @@ def run(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
         file=sys.stderr,
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -53,7 +53,8 @@ def shuffled_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _digest(*content: object) -> str:
+def digest(*content: object) -> str:
+    """A short name for any content that JSON holds: the same for the same content."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -61,7 +62,8 @@ class SentenceDataset(Dataset):
     """Rows of one or more sentences each, as token ids, with an optional score for the row.
 
     An item is `(ids of each sentence, score or None)`. One sentence a row serves SimCSE and distillation, two
-    are a pair, three a pair with a near-miss.
+    are a pair, three a pair with a near-miss. `passes` is how often the objective encodes each (SimCSE: twice), so
+    that a batch's tokens are counted right.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class SentenceDataset(Dataset):
         rows: Sequence[Sequence[str]],
         tokenizer: SentenceTokenizer,
         scores: Sequence[float] | None = None,
+        passes: int = 1,
     ) -> None:
         self.rows = [tuple(row) for row in rows]
         self.scores = None if scores is None else list(scores)
@@ -77,7 +80,7 @@ class SentenceDataset(Dataset):
         ids = tokenizer([sentence for row in self.rows for sentence in row])
         self.ids = [ids[i : i + width] for i in range(0, len(ids), width)]
         # What a row costs in a padded batch: all its sentences are as wide as the longest.
-        self.lengths = [width * max(len(sentence) for sentence in row) for row in self.ids]
+        self.lengths = [passes * width * max(len(sentence) for sentence in row) for row in self.ids]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +90,7 @@ class SentenceDataset(Dataset):
 
     def digest(self) -> str:
         """The same for the same rows in the same order, whatever the files they came from."""
-        return _digest(self.ids, self.scores)
+        return digest(self.ids, self.scores)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: `input_ids` and `attention_mask` (columns × rows, length), column by column, and `scores`.
@@ -148,17 +151,18 @@ def read_training_rows(paths: Sequence[str | Path], column: str = "text") -> Tra
                 f"{path}: has {', '.join(others)}, but {first} has {', '.join(columns)}; "
                 "files trained on together need the same columns"
             )
+    scored = columns[:2] == PAIR and columns[-1] == SCORE
+    texts = columns[:-1] if scored else columns
     rows, scores = [], []
     for path in paths:
-        texts = tuple(name for name in columns if name != SCORE)
         for line, row in read_rows(path):
             if file_kind(path) == ".txt" and not row["text"].strip():
                 continue
             rows.append(tuple(_text_cell(path, line, row, name) for name in texts))
-            if SCORE in columns:
+            if scored:
                 scores.append(_score_cell(path, line, row))
     if not rows:
-        raise UserError(f"{paths[0]}: the file holds no rows")
+        raise UserError(f"{paths[0]}: holds no rows")
     return TrainingRows(rows, scores or None, columns)
 
 
@@ -240,7 +244,7 @@ def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None 
         for task in here:
             labels.setdefault(task, [None] * len(texts))
         for line, row in read_rows(path):
-            cells = {task: cell_of(path, line, row, task).strip() or None for task in here}
+            cells = {task: row.get(task, "").strip() or None for task in here}
             if not any(cells.values()):
                 raise UserError(f"{path}, line {line}: no label (for {' or '.join(here)})")
             texts.append(_text_cell(path, line, row, TEXT))
@@ -314,7 +318,7 @@ class MultiTaskDataset(Dataset):
 
     def digest(self) -> str:
         """The same for the same rows and labels in the same order, whatever the files they came from."""
-        return _digest(self.ids, self.classes, self.tasks)
+        return digest(self.ids, self.classes, self.tasks)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: `input_ids` and `attention_mask` (rows, length), `labels` (rows, tasks) with UNLABELLED gaps."""

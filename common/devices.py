@@ -47,7 +47,10 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: this machine has no such device (cpu always works)") from None
-    return torch.device(name)
+    device, accelerator = torch.device(name), torch.accelerator.current_accelerator(check_available=True)
+    if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
+        raise UserError(f"--device {name}: nothing can be computed there (cpu always works)")
+    return device
 
 
 def build_accelerator(device_name: str, precision: str) -> Accelerator:

@@ -7,8 +7,10 @@ The block is BERT's (Devlin et al. 2019; post-norm, GELU), the positions are the
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +68,7 @@ class Encoder(nn.Module):
     """What every encoder can do, whatever its layers: text in, unit vectors out.
 
     A subclass has a `tokenizer`, a width `dim`, `max_positions` (None where length has no bound), `token_states`,
-    `stages` and `write`.
+    `stages` and `write_model`.
     """
 
     tokenizer: SentenceTokenizer
@@ -81,7 +83,7 @@ class Encoder(nn.Module):
         """The encoder's parts from the bottom up: the embeddings, then each layer. Every parameter is in one."""
         raise NotImplementedError
 
-    def write(self, folder: Path) -> None:
+    def write_model(self, folder: Path) -> None:
         """Write the files of the model alone (its configuration and weights) into an existing folder."""
         raise NotImplementedError
 
@@ -122,7 +124,11 @@ class Encoder(nn.Module):
     def encode_stream(
         self, chunks: Iterable[list[str]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
     ) -> Iterator[np.ndarray]:
-        """Embed lists of sentences one after another, each as `encode` does; memory holds one list at a time."""
+        """Embed lists of sentences one after another, each as `encode` does; memory holds one list at a time.
+
+        Raises:
+            TypeError: an element is not a string.
+        """
         blank = total = 0
         for chunk in chunks:
             rows = self.tokenizer(chunk)
@@ -139,29 +145,28 @@ class Encoder(nn.Module):
     @torch.inference_mode()
     def _embed(self, rows: list[list[int]], batch_tokens: int, precision: str) -> np.ndarray:
         embeddings = np.empty((len(rows), self.dim), dtype=np.float32)
-        training = self.training
-        self.eval()
-        with autocast(self.device, precision):
+        with evaluating(self), autocast(self.device, precision):
             for batch in token_budget_batches([len(row) for row in rows], batch_tokens):
                 input_ids, attention_mask = self.tokenizer.pad([rows[i] for i in batch])
                 states = self.token_states(input_ids.to(self.device), attention_mask.to(self.device))
                 pooled = mean_pool(states.float(), attention_mask.to(self.device))
                 embeddings[batch] = F.normalize(pooled, dim=-1).cpu().numpy()
-        self.train(training)
         return embeddings
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that transformers and sentence-transformers open as it is, all files or none.
+        """Write a folder that transformers and sentence-transformers open as it is.
+
+        Each file is whole or not there; all are written before the first is moved into place.
 
         Raises:
             UserError: the folder cannot be written.
         """
         with atomic_folder(folder) as temporary:
-            self.write_all(temporary)
+            self.write_folder(temporary)
 
-    def write_all(self, folder: Path) -> None:
+    def write_folder(self, folder: Path) -> None:
         """Write model, tokenizer and sentence-transformers' description into an existing folder."""
-        self.write(folder)
+        self.write_model(folder)
         self.tokenizer.save_pretrained(folder)
         modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
         kind = "sentence_transformers.models."
@@ -186,16 +191,34 @@ class Encoder(nn.Module):
         A folder needs no network; a hub name is taken from the local cache or fetched. BERT's kind becomes a
         `SentenceEncoder`, any other a `PretrainedEncoder` behind the same methods.
 
+        It is in evaluation mode: no dropout. A folder that asks for another pooling than the mean is warned about.
+
         Raises:
             UserError: there is no such model, it cannot be reached, or it holds no safetensors weights.
         """
         backbone = open_backbone(name_or_path)
-        tokenizer = SentenceTokenizer.from_pretrained(name_or_path, max_length_in(name_or_path))
+        length = read_description(name_or_path, "sentence_bert_config.json").get("max_seq_length")
+        tokenizer = SentenceTokenizer.from_pretrained(name_or_path, length)
+        pooling = read_description(name_or_path, "1_Pooling/config.json")
+        if pooling and not (pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean"):
+            warnings.warn(f"{name_or_path} was made for another pooling; here the mean is taken", stacklevel=2)
         if type(backbone) is BertModel and not backbone.config.is_decoder:
-            return SentenceEncoder.from_bert(backbone, tokenizer)
+            return SentenceEncoder.from_bert(backbone, tokenizer).eval()
         from common.pretrained import PretrainedEncoder  # it builds on this file
 
-        return PretrainedEncoder(backbone, tokenizer)
+        return PretrainedEncoder(backbone, tokenizer).eval()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of a block; afterwards each part is in the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class PositionalEncoding(nn.Module):
@@ -327,7 +350,7 @@ class SentenceEncoder(Encoder):
         encoder.load_state_dict(from_bert_names(bert.state_dict(), encoder.config), strict=True)
         return encoder
 
-    def write(self, folder: Path) -> None:
+    def write_model(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` as transformers writes a BertModel's."""
         bert = {"architectures": ["BertModel"], "model_type": "bert", "dtype": "float32"}
         config = json.dumps({**bert, **asdict(self.config)}, indent=2)
@@ -402,7 +425,19 @@ def open_backbone(name_or_path: str | Path) -> PreTrainedModel:
     return open_local_or_hub(AutoModel.from_pretrained, name_or_path, "model", **options)
 
 
-def max_length_in(name_or_path: str | Path) -> int | None:
-    """The longest input, in tokens, that a sentence-transformers folder asks for; None where it says nothing."""
-    description = Path(name_or_path) / "sentence_bert_config.json"
-    return json.loads(description.read_text(encoding="utf-8"))["max_seq_length"] if description.is_file() else None
+def read_description(folder: str | Path, name: str) -> dict[str, Any]:
+    """One of the JSON files that sentence-transformers puts into a model's folder; empty where it is not there.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        return {}
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(described, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return described

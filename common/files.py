@@ -25,28 +25,27 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.touch()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
         yield temporary
         _give_usual_mode(temporary)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; when the block ends without an error, move each of its files into `path`.
+    """Give a temporary folder to fill; when the block ends without an error, move its files into `path`.
 
-    Files that `path` already holds under other names stay. Raises UserError where `path` cannot be written.
+    Nothing is moved before all is written; then file by file, so that each is the old one or the new one, whole.
+    Files that `path` holds under other names stay.
+
+    Raises:
+        UserError: `path` cannot be written.
     """
     path = make_folder(path)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
     try:
         yield temporary
         for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
@@ -54,6 +53,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             _give_usual_mode(source)
             source.replace(target)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,10 +93,15 @@ class ArrayWriter:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Create a folder and those above it; UserError where that cannot be done or a file is in the way."""
+    """Create a folder and those above it; UserError where that cannot be done or nothing can be written there."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from None
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: nothing can be written there ({error.strerror})") from None
     return path

@@ -1,7 +1,7 @@
 """One shared encoder with a head for each task: its own layer norm, its own attention, its own classifier."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.cli import UserError
 from common.data import token_budget_batches
 from common.devices import autocast
-from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, mean_pool
+from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, evaluating, mean_pool
 from common.files import atomic_folder
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
@@ -133,14 +133,12 @@ class MultiTaskModel(nn.Module):
     def _batches(
         self, rows: Sequence[Sequence[int]], batch_tokens: int, precision: str
     ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
-        training = self.training
-        self.eval()
         device = self.encoder.device
-        with autocast(device, precision):
-            for indices in token_budget_batches([len(row) for row in rows], batch_tokens):
-                input_ids, attention_mask = self.encoder.tokenizer.pad([rows[i] for i in indices])
-                yield indices, self.outputs(input_ids.to(device), attention_mask.to(device))
-        self.train(training)
+        for indices in token_budget_batches([len(row) for row in rows], batch_tokens):
+            input_ids, attention_mask = self.encoder.tokenizer.pad([rows[i] for i in indices])
+            with evaluating(self), autocast(device, precision):
+                output = self.outputs(input_ids.to(device), attention_mask.to(device))
+            yield indices, output
 
     def predict(
         self, texts: Sequence[str], explain: bool = False, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
@@ -157,6 +155,7 @@ class MultiTaskModel(nn.Module):
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not a single string")
         rows = self.encoder.tokenizer(texts)
+        words = [self.encoder.tokenizer.words(text) for text in texts] if explain else []
         results: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
         for indices, output in self._batches(rows, batch_tokens, precision):
             for task, labels in self.tasks.items():
@@ -167,20 +166,18 @@ class MultiTaskModel(nn.Module):
                     if explain:
                         shares = output.attention[task][place, : len(rows[i])].tolist()
                         results[i][task]["attention"] = [
-                            (word, sum(shares[position] for position in positions))
-                            for word, positions in self.encoder.tokenizer.words(texts[i])
+                            (word, sum(shares[position] for position in positions)) for word, positions in words[i]
                         ]
         return results
 
-    def predict_stream(self, chunks: Iterable[list[str]], **options: Any) -> Iterator[list[dict[str, dict[str, Any]]]]:
-        """`predict` for one list of texts after another; memory holds one list at a time."""
-        for chunk in chunks:
-            yield self.predict(chunk, **options)
-
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the encoder's folder with `heads.safetensors` and `tasks.json` beside it, all files or none."""
+        """Write the encoder's folder with `heads.safetensors` and `tasks.json` beside it.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         with atomic_folder(folder) as temporary:
-            self.encoder.write_all(temporary)
+            self.encoder.write_folder(temporary)
             save_file({name: tensor.cpu() for name, tensor in self.heads.state_dict().items()}, temporary / HEADS)
             tasks = {"tasks": self.tasks, "attention_heads": self.attention_heads}
             (temporary / TASKS).write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -203,7 +200,7 @@ class MultiTaskModel(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None
-        return model
+        return model.eval()
 
 
 def head_key(task: str) -> str:

@@ -1,5 +1,6 @@
 """The losses, as pure functions, and the objectives that feed them from a batch."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -87,6 +88,8 @@ class PairObjective(nn.Module):
         rows = len(batch["index"])
         if len(input_ids) == rows:
             input_ids, attention_mask = input_ids.repeat(2, 1), attention_mask.repeat(2, 1)
+        if rows == 1:
+            warnings.warn("a batch of one row teaches nothing: raise --batch-tokens", stacklevel=2)
         columns = self.encoder(input_ids, attention_mask).float().split(rows)
         if "scores" in batch:
             return {"loss": ranking_loss(*columns[:2], batch["scores"])}

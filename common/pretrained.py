@@ -26,10 +26,7 @@ class PretrainedEncoder(Encoder):
         self.model = model
         self.tokenizer = tokenizer
         self.dim = model.config.hidden_size
-        self._layers = max(
-            (module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=None
-        )
-        if self._layers is None:
+        if not any(isinstance(module, nn.ModuleList) for module in model.modules()):
             raise UserError(f"no stack of layers was found in a {model.config.model_type} model")
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
         offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
@@ -43,9 +40,10 @@ class PretrainedEncoder(Encoder):
 
     def stages(self) -> list[nn.Module]:
         """All that stands outside the stack of layers (embeddings, relative positions, ...), then each layer."""
-        return [nn.ModuleList(_outside(self.model, self._layers)), *self._layers]
+        layers = max((module for module in self.model.modules() if isinstance(module, nn.ModuleList)), key=len)
+        return [nn.ModuleList(_outside(self.model, layers)), *layers]
 
-    def write(self, folder: Path) -> None:
+    def write_model(self, folder: Path) -> None:
         """Write the model's own `config.json` and `model.safetensors`."""
         self.model.save_pretrained(folder)
 

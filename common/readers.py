@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -40,14 +41,19 @@ def _open(path: str | Path) -> BinaryIO:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def name_of(path: str | Path) -> str:
+    """What to call a file when speaking of it."""
+    return "standard input" if str(path) == STDIN else str(path)
+
+
 def read_lines(path: str | Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends, one at a time.
 
     Raises:
         UserError: there is no such file, or a line is not UTF-8 (the message names it).
     """
+    number = 0
     with _open(path) as stream:
-        number = 0
         try:
             for number, line in enumerate(stream, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -55,7 +61,7 @@ def read_lines(path: str | Path) -> Iterator[str]:
             raise UserError(
                 f"{path}, line {number}: not UTF-8 text (byte {error.object[error.start]:#04x}); save the file as UTF-8"
             ) from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be read after line {number} ({error})") from None
 
 
@@ -79,7 +85,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
         empty = False
         yield item
     if empty:
-        raise UserError(f"{path}: the file holds no rows")
+        raise UserError(f"{name_of(path)}: holds no rows")
 
 
 def _read_table(path: str | Path, delimiter: str) -> Iterator[tuple[int, Row]]:
@@ -101,7 +107,10 @@ def _read_table(path: str | Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                 yield line, dict(zip(header, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a well-formed row ({error})") from None
+        raise UserError(
+            f"{path}, line {line}: not a well-formed row ({error}); a quote at the "
+            "start of a cell closes at its end, and is doubled inside"
+        ) from None
 
 
 def _read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -114,7 +123,12 @@ def _read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
             raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: not a JSON object, but {type(row).__name__}")
-        yield number, {key: _cell(value) for key, value in row.items()}
+        try:
+            cells = {key: _cell(value) for key, value in row.items()}
+            "".join(cells.values()).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{path}, line {number}: half of a surrogate pair, which is no character") from None
+        yield number, cells
 
 
 def _cell(value: object) -> str:
@@ -123,7 +137,15 @@ def _cell(value: object) -> str:
 
 
 def columns_of(path: str | Path) -> list[str]:
-    """The column names of a file (of its first row, where it is .jsonl)."""
+    """The column names of a file; of a .jsonl, every key that any of its rows has.
+
+    Raises:
+        UserError: standard input, which could not be read again for its rows.
+    """
+    if str(path) == STDIN:
+        raise UserError("standard input can only be embedded or classified; give the name of a file")
+    if file_kind(path) == ".jsonl":
+        return list(dict.fromkeys(name for _, row in read_rows(path) for name in row))
     _, row = next(read_rows(path))
     return list(row)
 

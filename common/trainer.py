@@ -22,12 +22,23 @@ from common.cli import Interrupted, UserError, option, progress_bar
 from common.data import MultiTaskDataset, shuffled_batches
 from common.devices import DEVICE_HELP, PRECISION_HELP, PRECISIONS, build_accelerator
 from common.files import make_folder
-from common.heads import MultiTaskModel
+from common.heads import HEADS, TASKS, MultiTaskModel
 from common.losses import MultiTaskObjective
 from common.metrics import evaluate_tasks
 from common.optim import SCHEDULES, build_optimizer, build_schedule
 
 CHECKPOINT_SECONDS = 300
+# What a run of any of the scripts leaves in its folder: a new run there starts by removing it.
+RUN_FILES = (
+    CHECKPOINT,
+    "config.json",
+    "model.safetensors",
+    HEADS,
+    TASKS,
+    "training.json",
+    "metrics.json",
+    "history.csv",
+)
 Metrics = dict[str, float]
 
 
@@ -47,7 +58,7 @@ class TrainingConfig:
     evaluate_every: int | None = option(None, "steps between two looks at the dev file; without it, each epoch")
     patience: int | None = option(None, "stop after this many looks at the dev file without a gain")
     seed: int = option(0, "the same seed gives the same model")
-    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS)
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS[:3])
     device: str = option("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:
@@ -56,8 +67,12 @@ class TrainingConfig:
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
         for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay {self.weight_decay}: must be 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: must be from 0 to {2**32 - 1}")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must be from 0 to 1")
 
@@ -83,6 +98,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the history's last row
     schedule: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # spent training, all parts of an interrupted run together
     run: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,14 +146,17 @@ class Trainer:
             self._restore()
         else:
             make_folder(self.output)
+            for name in RUN_FILES:
+                (self.output / name).unlink(missing_ok=True)
             set_seed(self.config.seed)
         self.objective.train()
-        saved_at = time.monotonic()
+        begun, saved_at = time.monotonic() - self.progress.seconds, time.monotonic()
         first = self.progress.step
         bar = progress_bar(self.total_steps, " steps", "training", first)
         with stop_requests() as stop, bar:
             for batches, ends_epoch in self._steps_from(first):
                 losses = self._step(batches)
+                self.progress.seconds = time.monotonic() - begun
                 bar.update()
                 bar.set_postfix_str(f"loss {losses['loss']:.4f}", refresh=False)
                 every = self.config.evaluate_every
@@ -157,8 +176,16 @@ class Trainer:
                     )
         if self.evaluate is None:
             self.save()
-        (self.output / CHECKPOINT).unlink(missing_ok=True)
         return self.progress
+
+    def finish(self) -> None:
+        """Drop the checkpoint, once all that is to be made of the training is on disk."""
+        (self.output / CHECKPOINT).unlink(missing_ok=True)
+
+    @property
+    def precision(self) -> str:
+        """The precision it trains in: fp32, bf16."""
+        return self.accelerator.mixed_precision.replace("no", "fp32")
 
     def _plan(self, epoch: int) -> list[list[list[int]]]:
         """An epoch's steps, each a list of batches: a function of the seed and the epoch alone."""
@@ -220,8 +247,9 @@ class Trainer:
             metrics = self.evaluate()
             self.objective.train()
             row |= {f"dev {name}": value for name, value in metrics.items()}
-            if progress.best is None or metrics["score"] > progress.best["score"]:
-                progress.best, progress.looks_since_best = {"step": progress.step, **metrics}, 0
+            score = metrics["score"] if math.isfinite(metrics["score"]) else -math.inf  # a correlation may be nan
+            if progress.best is None or score > progress.best["score"]:
+                progress.best, progress.looks_since_best = {"step": progress.step, **metrics, "score": score}, 0
                 self.save()
             else:
                 progress.looks_since_best += 1
@@ -286,12 +314,11 @@ class MultiTaskTrainer(Trainer):
         self.model, self.dev = model, dev
         objective = MultiTaskObjective(model, weights, class_weights)
         save = partial(model.save_pretrained, output)
-        described = {"task-weight": weights, **(description or {})}
+        described = {"task-weight": weights, "dev": dev.digest()[:12] if dev else None, **(description or {})}
         super().__init__(objective, data, config, output, save, self._evaluate_dev if dev else None, None, described)
 
     def _evaluate_dev(self) -> Metrics:
-        precision = self.accelerator.mixed_precision.replace("no", "fp32")
-        results = evaluate_tasks(self.model, self.dev, precision=precision)
+        results = evaluate_tasks(self.model, self.dev, precision=self.precision)
         shown = ("loss", "accuracy", "macro_f1")
         metrics = {f"{task} {name}": result[name] for task, result in results.items() for name in shown}
         return {**metrics, "score": sum(result["macro_f1"] for result in results.values()) / len(results)}
@@ -315,11 +342,11 @@ def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
     output = Path(output)
     if overwrite and resume:
         raise UserError("--resume goes on with a run, --overwrite discards it: choose one")
-    if overwrite:
-        (output / CHECKPOINT).unlink(missing_ok=True)
-    elif not resume and (output / CHECKPOINT).is_file():
+    if overwrite or resume:
+        return
+    if (output / CHECKPOINT).is_file():
         raise UserError(f"{output}: holds an unfinished run; --resume goes on with it, --overwrite discards it")
-    elif not resume and (output / "config.json").is_file():
+    if (output / "config.json").is_file():
         raise UserError(f"{output}: holds a model already; choose another --output, or add --overwrite")
 
 

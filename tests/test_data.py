@@ -63,8 +63,8 @@ def test_reading_is_lazy(tmp_path):
 
 
 MISTAKES = {
-    "empty.csv": (b"", "the file holds no rows"),
-    "header_only.csv": (b"text,score\n", "the file holds no rows"),
+    "empty.csv": (b"", "holds no rows"),
+    "header_only.csv": (b"text,score\n", "holds no rows"),
     "ragged.csv": (b"text,score\na,1\nb\n", "line 3: 1 cells, but the header has 2 columns"),
     "after_a_long_cell.csv": (b'text,score\n"a\nb\nc",1\nb\n', "line 5: 1 cells"),
     "twice.csv": (b"text,text\na,b\n", 'line 1: the header names column "text" more than once'),
@@ -77,6 +77,8 @@ MISTAKES = {
     "kind.docx": (b"PK", "unknown kind of file"),
     "cut.txt.gz": (gzip.compress(b"one\n" * 1000)[:20], "cannot be read after line"),
     "no.txt.gz": (b"plain", "cannot be read after line"),
+    "corrupt.txt.gz": (gzip.compress(b"one\n" * 1000)[:12] + b"\xff" * 40, "cannot be read after line"),
+    "surrogate.jsonl": (b'{"text": "\\ud83d"}\n', "line 1: half of a surrogate pair"),
 }
 
 
@@ -320,3 +322,23 @@ def test_no_word_gives_an_embedded_sentiment_away(embedded):
         word for word, counts in by_word.items() if counts.total() >= 15 and max(counts.values()) > 0.8 * counts.total()
     ]
     assert telling == []
+
+
+def test_a_key_that_json_rows_leave_out_is_a_missing_label(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "topic": "x"}\n{"text": "two", "mood": "good", "topic": null}\n')
+    assert read_labelled_rows([path]).labels == {"topic": ["x", None], "mood": [None, "good"]}
+
+
+def test_a_text_column_may_be_called_score(write_csv):
+    path = write_csv("a.csv", ["score"], [["play it softly"]])
+    assert read_training_rows([path], column="score").rows == [("play it softly",)]
+
+
+def test_standard_input_cannot_be_trained_on():
+    with pytest.raises(UserError, match="standard input can only be embedded or classified"):
+        read_training_rows(["-"])
+
+
+def test_sentences_seen_twice_cost_twice_their_tokens(tokenizer):
+    assert SentenceDataset([("a",)], tokenizer, passes=2).lengths == [2 * 3]

@@ -301,3 +301,29 @@ def test_texts_may_be_cut_elsewhere_and_the_folder_remembers(tiny_encoder, tmp_p
 def test_a_length_the_encoder_cannot_hold_is_refused(tiny_encoder, length):
     with pytest.raises(UserError, match=f"maximum length of {length}: must be from 3 to the encoder's 64"):
         tiny_encoder.cut_at(length)
+
+
+def test_an_opened_encoder_has_no_dropout(tiny_folder, tokenizer):
+    encoder = SentenceEncoder.from_pretrained(tiny_folder)
+    batch = tokenizer.pad(tokenizer(SENTENCES))
+    with torch.no_grad():
+        assert torch.equal(encoder(*batch), encoder(*batch))
+
+
+def test_encode_leaves_each_part_in_its_own_mode(tiny_encoder):
+    tiny_encoder.train()
+    tiny_encoder.layers[0].eval()
+    tiny_encoder.encode(SENTENCES)
+    assert tiny_encoder.layers[1].training and not tiny_encoder.layers[0].training
+
+
+def test_a_folder_made_for_another_pooling_is_warned_about(tiny_folder):
+    (tiny_folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    with pytest.warns(UserWarning, match="made for another pooling"):
+        SentenceEncoder.from_pretrained(tiny_folder)
+
+
+def test_a_damaged_description_is_refused(tiny_folder):
+    (tiny_folder / "sentence_bert_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"sentence_bert_config.json: cannot be read"):
+        SentenceEncoder.from_pretrained(tiny_folder)

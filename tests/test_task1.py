@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 
 import task1
 from common.cli import Interrupted, run
-from common.encoder import SentenceEncoder
+from common.encoder import EncoderConfig, SentenceEncoder
 from common.files import atomic_file
+from common.tokenizer import SentenceTokenizer
+from tests.conftest import TINY
 
 SENTENCES = ["A cat sat.", "The dog ran across the field.", "Yes", "One two three."]
 PAIRS = [(f"this is line {i}", f"line {i} it is, a {w}", i % 3) for i, w in enumerate("abcdefghijkl")]
@@ -245,6 +248,14 @@ MISTAKES = {
         "no checkpoint to resume",
     ),
     "no epochs": (["train", "{text}", "--output", "o", "--epochs", "0"], "--epochs 0: must be 1 or more"),
+    "patience without dev": (["train", "{text}", "--output", "o", "--patience", "2"], "--dev"),
+    "teacher option alone": (["train", "{text}", "--output", "o", "--no-teacher-embeddings"], "goes with --teacher"),
+    "too long": (
+        ["train", "{text}", "--output", "o", "--model", "{model}", "--max-length", "999"],
+        "must be from 3 to",
+    ),
+    "into a new folder": (["embed", "none.txt", "--output", "new/o.npy", "--model", "{model}"], "no such file"),
+    "train on standard input": (["train", "-", "--output", "o"], "standard input can only be"),
     "no number": (["train", "{text}", "--output", "o", "--epochs", "two"], "invalid int value"),
     "no teacher": (
         ["train", "{text}", "--output", "o", "--model", "{model}", "--teacher", "./none"],
@@ -282,3 +293,37 @@ def test_an_output_folder_that_cannot_be_written_is_said(sentences_file, tiny_fo
         monkeypatch, capsys, "embed", sentences_file, "--model", tiny_folder, "--output", locked / "o.npy"
     )
     assert code == 2 and "cannot be written" in error
+
+
+def test_training_runs_in_bf16(tiny_folder, pairs_file, tmp_path):
+    output = tmp_path / "out"
+    arguments = ["train", str(pairs_file), "--model", str(tiny_folder), "--teacher", str(tiny_folder)]
+    task1.main([*arguments, "--output", str(output), *QUICK, "--precision", "bf16"])
+    assert SentenceEncoder.from_pretrained(output).dim == 32
+
+
+def test_resuming_with_another_dev_file_is_refused(tiny_folder, pairs_file, tmp_path, monkeypatch, capsys):
+    arguments = ["train", pairs_file, "--model", tiny_folder, "--output", tmp_path / "out", *QUICK]
+    collate = task1.SentenceDataset.collate
+
+    def interrupting(self, indices):
+        os.kill(os.getpid(), signal.SIGINT)
+        return collate(self, indices)
+
+    monkeypatch.setattr(task1.SentenceDataset, "collate", interrupting)
+    assert outcome(monkeypatch, capsys, *arguments, "--dev", pairs_file)[0] == 130
+    code, error = outcome(monkeypatch, capsys, *arguments, "--resume")
+    assert code == 2 and "--dev" in error
+
+
+def test_bare_it_trains_measures_and_writes_everything(monkeypatch, tmp_path, capsys):
+    config = EncoderConfig(**TINY)
+    monkeypatch.setattr(task1, "SentenceEncoder", lambda: SentenceEncoder(config, SentenceTokenizer(max_length=64)))
+    monkeypatch.setattr(task1, "RUN", tmp_path / "task1")
+    task1.main([])
+    shown = capsys.readouterr().out
+    for word in ("Does training matter?", "held out", "nearest", "array (16, 32), norms 1.000000"):
+        assert word in shown
+    for figure in ("similarity.png", "map.png"):
+        assert min(Image.open(tmp_path / "task1" / figure).size) > 500
+    assert np.load(tmp_path / "task1" / "embeddings.npy").shape == (16, 32)

@@ -17,7 +17,9 @@ from common.data import SentenceDataset
 from common.devices import resolve_precision
 from common.losses import PairObjective
 from common.optim import build_optimizer, build_schedule
+from common.pretrained import PretrainedEncoder
 from common.trainer import Trainer, TrainingConfig, refuse_existing
+from tests.test_encoder import tiny_transformer
 
 ROWS = [
     (f"sentence number {i} speaks of {word}", f"{word}, says line {i}") for i, word in enumerate("abcdefghijklmnop")
@@ -89,6 +91,7 @@ def test_interrupted_and_resumed_is_bit_identical(tiny_encoder, uninterrupted, t
     resumed.train(resume=True)
     assert equal(weights(resumed), weights(uninterrupted))
     assert resumed.progress.history == uninterrupted.progress.history
+    resumed.finish()
     assert not (tmp_path / "run" / NAME).exists()
 
 
@@ -171,8 +174,9 @@ def test_a_run_is_not_lost_by_starting_another(tmp_path):
     with pytest.raises(UserError, match="unfinished run"):
         refuse_existing(tmp_path, resume=False, overwrite=False)
     refuse_existing(tmp_path, resume=True, overwrite=False)
-    (tmp_path / "config.json").touch()
+    (tmp_path / NAME).rename(tmp_path / "config.json")
     refuse_existing(tmp_path, resume=False, overwrite=True)
+    assert (tmp_path / "config.json").exists()
     with pytest.raises(UserError, match="holds a model already"):
         refuse_existing(tmp_path, resume=False, overwrite=False)
 
@@ -192,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(t
 
 
 def test_the_best_model_is_saved_and_patience_ends_the_training(tiny_encoder, tmp_path):
-    scores, saved = iter([0.2, 0.5, 0.4, 0.3, 0.9]), []
+    scores, saved = iter([float("nan"), 0.5, 0.4, 0.3, 0.9]), []
     config = dataclasses.replace(CONFIG, evaluate_every=1, patience=2)
     trainer = trainer_for(tiny_encoder, tmp_path, config, evaluate=lambda: {"score": next(scores)})
     trainer.save = lambda: saved.append(trainer.progress.step)
@@ -262,7 +266,15 @@ def test_rates_rise_through_the_warm_up_and_fall_to_zero():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("epochs", 0), ("learning_rate", 0.0), ("learning_rate", float("nan")), ("warmup", 1.5)]
+    ("setting", "value"),
+    [
+        ("epochs", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("warmup", 1.5),
+        ("seed", -1),
+        ("weight_decay", -1.0),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(setting, value):
     with pytest.raises(UserError, match=setting.replace("_", "-")):
@@ -301,3 +313,22 @@ def test_auto_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
         assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+def test_a_new_run_removes_what_an_old_one_left(tiny_encoder, tmp_path):
+    for name in ("heads.safetensors", "tasks.json", NAME):
+        (tmp_path / name).write_text("old")
+    trainer_for(tiny_encoder, tmp_path).train()
+    assert not any((tmp_path / name).exists() for name in ("heads.safetensors", "tasks.json"))
+
+
+def test_an_encoder_of_another_architecture_trains_and_resumes(tiny_encoder, tmp_path):
+    tokenizer = tiny_encoder.tokenizer
+    roberta = PretrainedEncoder(tiny_transformer("roberta", tokenizer.vocab_size), tokenizer)
+    whole = trainer_for(roberta, tmp_path / "whole")
+    whole.train()
+    with pytest.raises(Interrupted):
+        trainer_for(roberta, tmp_path / "run", before_batch=at_step(4, interrupt)).train()
+    resumed = trainer_for(roberta, tmp_path / "run")
+    resumed.train(resume=True)
+    assert equal(weights(resumed), weights(whole))
