@@ -99,9 +99,8 @@ def tfidf(data: Path, limits: dict[str, int]) -> dict[str, object]:
 
 def print_table() -> None:
     """The recorded results as the README shows them."""
-    print(
-        "| system | seed | topic accuracy | sentiment macro recall | training rows | training |\n|---|---|---|---|---|---|"
-    )
+    header = ("system", "seed", "topic accuracy", "sentiment macro recall", "training rows", "training")
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     for system, words in WORDS.items():
         for path in sorted((RESULTS / "multitask").glob(f"{system}-[0-9]*.json")):
             result = json.loads(path.read_text())
