@@ -30,7 +30,7 @@ from common.metrics import classification_metrics, confusion_matrix, evaluate_ta
 
 RUNS = ROOT / "runs" / "multitask"
 TASKS = {"topic": "accuracy", "sentiment": "macro_recall"}
-ROWS = {"topic": 2_000, "sentiment": 4_000}
+ROWS = {"topic": 1_500, "sentiment": 3_000}
 DEV_ROWS, TEST_ROWS = 300, 2_000
 TRAINING = ["--epochs", "2", "--learning-rate", "1e-4", "--class-weight", "balanced", "--schedule", "linear"]
 WORDS = {
