@@ -16,17 +16,14 @@ import json
 import random
 from pathlib import Path
 
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-
 import task2
+from benchmarks.bag_of_words import bag_of_words
 from benchmarks.record import RESULTS, record
 from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT
 from common.data import MultiTaskDataset, read_labelled_rows
 from common.heads import MultiTaskModel
-from common.metrics import classification_metrics, confusion_matrix, evaluate_tasks
+from common.metrics import evaluate_tasks
 
 RUNS = ROOT / "runs" / "multitask"
 TASKS = {"topic": "accuracy", "sentiment": "macro_recall"}
@@ -86,14 +83,7 @@ def tfidf(data: Path, limits: dict[str, int]) -> dict[str, object]:
         learned = read_labelled_rows([part_of(data, task, "train", limits[task])])
         asked = read_labelled_rows([part_of(data, task, "test", TEST_ROWS)])
         rows[task] = len(learned.texts)
-        pipeline = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-            LogisticRegression(max_iter=2000, class_weight="balanced"),
-        ).fit(learned.texts, learned.labels[task])
-        labels = learned.classes()[task]
-        truth = [labels.index(label) for label in asked.labels[task]]
-        predicted = [labels.index(label) for label in pipeline.predict(asked.texts)]
-        test[task] = {"rows": len(truth), **classification_metrics(confusion_matrix(truth, predicted, len(labels)))}
+        test[task] = bag_of_words(learned, asked, task)
     return {"rows": rows, "test": test}
 
 
