@@ -176,19 +176,12 @@ def choose_objective(
         return distil(encoder, [text for row in rows.rows for text in row], arguments)
     data = SentenceDataset(rows.rows, encoder.tokenizer, rows.scores, passes=2 if len(rows.columns) == 1 else 1)
     words = {
-        ("sentence1", "sentence2"): "contrastive: each sentence finds its partner among those of the batch",
-        (
-            "sentence1",
-            "sentence2",
-            "near_miss",
-        ): "contrastive: each finds its partner in the batch, near misses too",
-        (
-            "sentence1",
-            "sentence2",
-            "score",
-        ): "ranking: pairs with higher scores get higher cosine similarities",
-    }.get(rows.columns, "SimCSE: each sentence finds itself under another dropout mask")
-    return PairObjective(encoder), data, words
+        "sentence2": "contrastive: each sentence finds its partner among those of the batch",
+        "near_miss": "contrastive: each sentence finds its partner among those of the batch and the near misses",
+        "score": "ranking: pairs with higher scores get higher cosine similarities",
+    }
+    simcse = "SimCSE: each sentence finds itself under another dropout mask"
+    return PairObjective(encoder), data, words[rows.columns[-1]] if len(rows.columns) > 1 else simcse
 
 
 def distil(

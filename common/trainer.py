@@ -28,7 +28,7 @@ from common.metrics import evaluate_tasks
 from common.optim import SCHEDULES, build_optimizer, build_schedule
 
 CHECKPOINT_SECONDS = 300
-# What a run of any of the scripts leaves in its folder: a new run there starts by removing it.
+# What a run of any of the scripts leaves in its folder.
 RUN_FILES = (
     CHECKPOINT,
     "config.json",
@@ -140,14 +140,13 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked to stop; the checkpoint holds everything up to the last step.
-            UserError: nothing to resume, an unfinished run in the way, or the loss is no longer a number.
+            UserError: nothing to resume, a folder that cannot be written, or the loss is no longer a number.
         """
         if resume:
             self._restore()
         else:
             make_folder(self.output)
-            for name in RUN_FILES:
-                (self.output / name).unlink(missing_ok=True)
+            clear_run(self.output)
             set_seed(self.config.seed)
         self.objective.train()
         begun, saved_at = time.monotonic() - self.progress.seconds, time.monotonic()
@@ -348,6 +347,13 @@ def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{output}: holds an unfinished run; --resume goes on with it, --overwrite discards it")
     if (output / "config.json").is_file():
         raise UserError(f"{output}: holds a model already; choose another --output, or add --overwrite")
+
+
+def clear_run(output: Path) -> None:
+    """Remove what an earlier run left in a folder, so that no old file is taken for the new run's."""
+    if (output / CHECKPOINT).is_file() or (output / "config.json").is_file():
+        for name in RUN_FILES:
+            (output / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -322,6 +322,12 @@ def test_a_new_run_removes_what_an_old_one_left(tiny_encoder, tmp_path):
     assert not any((tmp_path / name).exists() for name in ("heads.safetensors", "tasks.json"))
 
 
+def test_files_that_are_no_runs_are_left_alone(tiny_encoder, tmp_path):
+    (tmp_path / "metrics.json").write_text("mine")
+    trainer_for(tiny_encoder, tmp_path).train()
+    assert (tmp_path / "metrics.json").read_text() == "mine"
+
+
 def test_an_encoder_of_another_architecture_trains_and_resumes(tiny_encoder, tmp_path):
     tokenizer = tiny_encoder.tokenizer
     roberta = PretrainedEncoder(tiny_transformer("roberta", tokenizer.vocab_size), tokenizer)
