@@ -41,7 +41,7 @@ from common.trainer import MultiTaskTrainer, Progress, TrainingConfig, refuse_ex
 RUN = ROOT / "runs" / "task2"
 CHUNK = 1024
 SCRATCH_RATE, FINE_TUNING_RATE = 1e-4, 2e-5
-EMBEDDED = TrainingConfig(epochs=3, learning_rate=SCRATCH_RATE, evaluate_every=10)
+EMBEDDED = TrainingConfig(epochs=4, learning_rate=2e-4, batch_tokens=1024, evaluate_every=20)
 
 
 def build_parser() -> Parser:
