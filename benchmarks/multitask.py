@@ -27,7 +27,7 @@ from common.metrics import evaluate_tasks
 
 RUNS = ROOT / "runs" / "multitask"
 TASKS = {"topic": "accuracy", "sentiment": "macro_recall"}
-ROWS = {"topic": 1_500, "sentiment": 3_000}
+ROWS = {"topic": 1_200, "sentiment": 2_400}
 DEV_ROWS, TEST_ROWS = 300, 2_000
 TRAINING = ["--epochs", "2", "--learning-rate", "1e-4", "--class-weight", "balanced", "--schedule", "linear"]
 WORDS = {
