@@ -277,6 +277,10 @@ def show() -> None:
     results = evaluate_tasks(model, data["test"])
     write_metrics(RUN, trainer.progress, "test", results)
     print_results(results)
+    chance = ", ".join(f"{1 / len(labels):.3f} for {task}" for task, labels in tasks.items())
+    print(
+        f"Guessing would reach an accuracy of {chance}. From random weights, {len(data['train'])} texts teach little."
+    )
     print_classes(results)
 
     heading("Sentences it has not seen")
