@@ -54,13 +54,28 @@ def build_parser() -> Parser:
     train.add_argument("--dev", nargs="+", metavar="FILE", help="labelled texts to choose the best model by")
     train.add_argument("--tasks", type=names, metavar="A,B", help="the columns that are tasks (default: all but text)")
     train.add_argument(
-        "--encoder", metavar="DIR", help="start from this encoder, a folder or hub name (random weights)"
+        "--encoder", metavar="DIR", help="start from this encoder, a folder or hub name (default: random)"
     )
     train.add_argument(
-        "--task-weight", action="append", type=task_weight, default=[], metavar="TASK=WEIGHT", help="(alike, 1 in sum)"
+        "--task-weight",
+        action="append",
+        type=task_weight,
+        default=[],
+        metavar="TASK=WEIGHT",
+        help="a task's share of the loss (default: all alike, 1 in sum)",
     )
-    train.add_argument("--balance", default="fixed", choices=("fixed", "uncertainty"), help="learn the task weights?")
-    train.add_argument("--class-weight", default="none", choices=("none", "balanced"), help="for skewed labels")
+    train.add_argument(
+        "--balance",
+        default="fixed",
+        choices=("fixed", "uncertainty"),
+        help="task weights as given, or learned (default: fixed)",
+    )
+    train.add_argument(
+        "--class-weight",
+        default="none",
+        choices=("none", "balanced"),
+        help="balanced: rare labels weigh more (default: none)",
+    )
     train.add_argument(
         "--max-length", type=int, metavar="TOKENS", help="cut texts there (default: as the encoder does)"
     )

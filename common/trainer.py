@@ -48,7 +48,7 @@ class TrainingConfig:
 
     epochs: int = option(3, "passes over the data")
     max_steps: int | None = option(None, "train for this many steps, whatever the epochs")
-    learning_rate: float = option(1e-4, "the highest learning rate")
+    learning_rate: float = option(1e-4, "the highest learning rate (1e-4 from random weights, 2e-5 from trained ones)")
     batch_tokens: int = option(2048, "the most tokens in one batch, padding included")
     accumulate: int = option(1, "batches whose gradients make one step")
     schedule: str = option("linear", "how the rate falls after the warm-up", choices=SCHEDULES)
