@@ -17,13 +17,17 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
-from common.cli import ROOT, Interrupted, Parser, UserError, add_options, config_from, run
-from common.data import SAMPLES, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import InferenceConfig
-from common.encoder import SentenceEncoder
+from common.checkpoint import weights_digest
+from common.cli import ROOT, Interrupted, Parser, UserError, add_options, config_from, names, refuse_several, run
+from common.data import SAMPLES, MultiTaskDataset, digest, read_labelled_rows, training_tasks
+from common.devices import InferenceConfig, resolve_device, resolve_precision
+from common.encoder import SHIPPED, Encoder, SentenceEncoder
+from common.files import make_folder
+from common.freezing import frozen_parts
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights, complete_weights
 from common.metrics import evaluate_tasks
+from common.optim import STRATEGIES, learning_rates
 from common.readers import STDIN, chunked, read_texts
 from common.report import (
     confusion_figure,
@@ -33,19 +37,27 @@ from common.report import (
     shorten,
     table,
     terminal_width,
-    write_history,
     write_json,
+    write_rows,
 )
-from common.trainer import MultiTaskTrainer, Progress, TrainingConfig, refuse_existing
+from common.trainer import MultiTaskTrainer, Progress, TrainingConfig, clear_run, refuse_existing
 
 RUN = ROOT / "runs" / "task2"
 CHUNK = 1024
+SHIPPED_WORDS = "the shipped encoder"
 SCRATCH_RATE, FINE_TUNING_RATE = 1e-4, 2e-5
-EMBEDDED = TrainingConfig(epochs=4, learning_rate=2e-4, batch_tokens=1024, evaluate_every=20)
+EMBEDDED = TrainingConfig(epochs=4, learning_rate=5e-5, batch_tokens=1024)
+EMBEDDED_FROM_SCRATCH = TrainingConfig(epochs=4, learning_rate=2e-4, batch_tokens=1024)
 
 
 def build_parser() -> Parser:
     parser = Parser("task2.py", description="The multi-task model. Without a command: train it on the embedded data.")
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        dest="show_from_scratch",
+        help="without a command: start from random weights, to see what the shipped encoder is worth",
+    )
     commands = parser.add_subparsers(dest="command", parser_class=Parser)
 
     train = commands.add_parser("train", help="train on labelled texts: every column but `text` is a task")
@@ -54,8 +66,9 @@ def build_parser() -> Parser:
     train.add_argument("--dev", nargs="+", metavar="FILE", help="labelled texts to choose the best model by")
     train.add_argument("--tasks", type=names, metavar="A,B", help="the columns that are tasks (default: all but text)")
     train.add_argument(
-        "--encoder", metavar="DIR", help="start from this encoder, a folder or hub name (default: random)"
+        "--encoder", metavar="DIR", help="start from this encoder, a folder or hub name (default: the shipped one)"
     )
+    train.add_argument("--from-scratch", action="store_true", help="start from random weights")
     train.add_argument(
         "--task-weight",
         action="append",
@@ -79,6 +92,23 @@ def build_parser() -> Parser:
     train.add_argument(
         "--max-length", type=int, metavar="TOKENS", help="cut texts there (default: as the encoder does)"
     )
+    train.add_argument(
+        "--model", metavar="DIR", help="go on from this multi-task model: its encoder, and its heads beside new ones"
+    )
+    train.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="encoder, head:TASK, stages:A-B (0 is the embeddings), all or none; may be given again (default: none)",
+    )
+    train.add_argument(
+        "--unfreeze",
+        metavar="gradual[:EPOCHS]",
+        type=unfreezing,
+        help="the heads alone first, then a stage more every so many epochs from the top (default: all thaw by half)",
+    )
+    train.add_argument("--rates", default="uniform", metavar="STRATEGY", help=f"{STRATEGIES} (default: uniform)")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
     train.add_argument("--overwrite", action="store_true", help="discard what --output holds")
     add_options(train, TrainingConfig, learning_rate=None)
@@ -102,11 +132,6 @@ def build_parser() -> Parser:
     return parser
 
 
-def names(text: str) -> list[str]:
-    """The names in a comma-separated option."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def task_weight(text: str) -> tuple[str, float]:
     """One `--task-weight TASK=WEIGHT`."""
     task, _, weight = text.rpartition("=")
@@ -114,6 +139,18 @@ def task_weight(text: str) -> tuple[str, float]:
         return task, float(weight)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: give it as TASK=WEIGHT, such as topic=0.7") from None
+
+
+def unfreezing(text: str) -> float:
+    """The epochs between two stages in `--unfreeze gradual[:EPOCHS]`; 0 where they are left to the script."""
+    kind, _, epochs = text.partition(":")
+    try:
+        every = float(epochs) if epochs else 0.0
+    except ValueError:
+        every = -1.0
+    if kind != "gradual" or not 0 <= every < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give it as gradual or gradual:EPOCHS, such as gradual:0.5")
+    return every
 
 
 def open_model(arguments: argparse.Namespace) -> tuple[MultiTaskModel, dict[str, Any]]:
@@ -127,44 +164,103 @@ def open_model(arguments: argparse.Namespace) -> tuple[MultiTaskModel, dict[str,
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on the user's files; the best model on --dev (or the last) is in --output afterwards."""
+    refuse_several(arguments, "--encoder", "--model", "--from-scratch")
     if arguments.learning_rate is None:
-        arguments.learning_rate = FINE_TUNING_RATE if arguments.encoder else SCRATCH_RATE
+        arguments.learning_rate = SCRATCH_RATE if arguments.from_scratch else FINE_TUNING_RATE
     config, output = config_from(arguments, TrainingConfig), Path(arguments.output)
     rows = read_labelled_rows(arguments.files, arguments.tasks)
-    tasks = training_tasks(rows, arguments.tasks)
-    dev_rows = read_labelled_rows(arguments.dev, list(tasks)) if arguments.dev else None
+    labelled = training_tasks(rows, arguments.tasks)
     learned = arguments.balance == "uncertainty"
     if learned and arguments.task_weight:
         raise UserError("--balance uncertainty learns the weights of the tasks: leave --task-weight out")
-    weights = None if learned else complete_weights(list(tasks), dict(arguments.task_weight))
-    if arguments.patience and not dev_rows:
+    weights = None if learned else complete_weights(list(labelled), dict(arguments.task_weight))
+    if arguments.patience and not arguments.dev:
         raise UserError("--patience waits for a gain on --dev: give it too")
     refuse_existing(output, arguments.resume, arguments.overwrite)
     set_seed(config.seed)
-    encoder = SentenceEncoder.from_pretrained(arguments.encoder) if arguments.encoder else SentenceEncoder()
+    model = starting_model(arguments, labelled)
     if arguments.max_length is not None:
-        encoder.cut_at(arguments.max_length)
-    data = MultiTaskDataset(rows, tasks, encoder.tokenizer)
-    dev = MultiTaskDataset(dev_rows, tasks, encoder.tokenizer) if dev_rows else None
-    print(f"start: {arguments.encoder or 'random weights'}; learning rate {config.learning_rate:g}; seed {config.seed}")
+        model.encoder.cut_at(arguments.max_length)
+    data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    dev_rows = read_labelled_rows(arguments.dev, list(model.tasks)) if arguments.dev else None
+    dev = MultiTaskDataset(dev_rows, model.tasks, model.encoder.tokenizer) if dev_rows else None
+    frozen = frozen_parts(model, arguments.freeze)
+    if arguments.unfreeze is not None and set(model.encoder.parts()) <= set(frozen):
+        raise UserError("--unfreeze gradual thaws the encoder, and --freeze holds all of it: leave one out")
+    if frozen == list(model.parts()):
+        keep_as_it_is(model, arguments.model, dev, config, output)
+        return
+    rates = learning_rates(arguments.rates, model, config.learning_rate)
+    start = "random weights" if arguments.from_scratch else arguments.encoder or arguments.model or SHIPPED_WORDS
+    print(f"start: {start}; learning rate {config.learning_rate:g} ({arguments.rates}); seed {config.seed}")
+    if frozen:
+        print(f"frozen: {', '.join(frozen)}")
     class_weights = balanced_class_weights(data) if arguments.class_weight == "balanced" else None
-    described = {"encoder": arguments.encoder, "class-weight": arguments.class_weight}
+    settings = ("encoder", "model", "from_scratch", "class_weight", "freeze", "unfreeze")
+    described = {name.replace("_", "-"): vars(arguments)[name] for name in settings}
+    described["rates"] = f"{arguments.rates} ({digest(rates)[:8]})"
+    described["weights at the start"] = weights_digest(model)
     trainer = MultiTaskTrainer(
-        MultiTaskModel(encoder, tasks), data, config, output, dev, weights, class_weights, described
+        model, data, config, output, dev, weights, class_weights, rates, frozen, arguments.unfreeze, described
     )
+    for part, step in trainer.thaw.items():
+        late = "" if step < trainer.total_steps else f", never: there are only {trainer.total_steps} steps"
+        print(f"thaws at step {step}: {part}{late}")
     fit(trainer, arguments.resume)
     print(f"\n{output}: the model, metrics.json, history.csv, curves.png" + (", confusion.png" if dev else ""))
+
+
+def keep_as_it_is(
+    model: MultiTaskModel, start: str | None, dev: MultiTaskDataset | None, config: TrainingConfig, output: Path
+) -> None:
+    """What training comes to with everything frozen: the model is written, and measured on the dev rows.
+
+    Raises:
+        UserError: a head is new, so that nothing would ever have trained it.
+    """
+    learned = MultiTaskModel.from_pretrained(start).tasks if start else {}
+    if new := [task for task in model.tasks if task not in learned]:
+        raise UserError(
+            f"--freeze all would leave the new head of {', '.join(new)} at random: name a trained model with --model, "
+            "or freeze the encoder only"
+        )
+    make_folder(output)
+    clear_run(output)
+    model.save_pretrained(output)
+    print(f"everything is frozen, so nothing is trained: {output} holds the model as it stands")
+    if dev:
+        device = resolve_device(config.device)
+        results = evaluate_tasks(model.to(device), dev, precision=resolve_precision(config.precision, device))
+        write_metrics(output, Progress(), "dev", results)
+        print_results(results)
+
+
+def starting_model(arguments: argparse.Namespace, tasks: Mapping[str, Sequence[str]]) -> MultiTaskModel:
+    """The model that training starts from, with a head for each of the tasks."""
+    if arguments.model:
+        return MultiTaskModel.from_pretrained(arguments.model).with_tasks(tasks)
+    return MultiTaskModel(starting_encoder(arguments.from_scratch, arguments.encoder), tasks)
+
+
+def starting_encoder(from_scratch: bool, name: str | None = None) -> Encoder:
+    """What training starts from: random weights, the encoder of that name, or the shipped one."""
+    return SentenceEncoder() if from_scratch else SentenceEncoder.from_pretrained(name or SHIPPED)
 
 
 def fit(trainer: MultiTaskTrainer, resume: bool = False) -> MultiTaskModel:
     """Train, then write and print what came of it; gives the best model."""
     data, output = trainer.data, trainer.output
     shares = trainer.objective.weights or dict.fromkeys(data.tasks, "learned")
-    summary = [[t, data.labelled(t), shares[t], shorten(", ".join(ls), 60)] for t, ls in data.tasks.items()]
+    summary = [
+        [task, data.labelled(task), shares.get(task, ""), shorten(", ".join(labels), 60)]
+        for task, labels in data.tasks.items()
+    ]
     print(table(["task", "labelled rows", "weight", "labels"], summary))
     progress = trainer.train(resume)
-    write_history(output / "history.csv", progress.history)
-    save_figure(curves_figure(progress.history, list(data.tasks)), output / "curves.png")
+    write_rows(output / "history.csv", progress.history)
+    save_figure(
+        curves_figure(progress.history, [task for task in data.tasks if data.labelled(task)]), output / "curves.png"
+    )
     model = MultiTaskModel.from_pretrained(output).to(trainer.accelerator.device)
     results = evaluate_tasks(model, trainer.dev, precision=trainer.precision) if trainer.dev else {}
     write_metrics(output, progress, "dev", results)
@@ -273,16 +369,19 @@ def print_csv(model: MultiTaskModel, predicted: Iterator[tuple[str, dict[str, An
         writer.writerow([text, *cells])
 
 
-def show() -> None:
+def show(from_scratch: bool) -> None:
     """The whole of task 2 on the embedded data."""
-    set_seed(EMBEDDED.seed)
-    encoder = SentenceEncoder()
+    config = EMBEDDED_FROM_SCRATCH if from_scratch else EMBEDDED
+    set_seed(config.seed)
+    encoder = starting_encoder(from_scratch)
     parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}
     tasks = training_tasks(parts["train"])
     data = {name: MultiTaskDataset(rows, tasks, encoder.tokenizer) for name, rows in parts.items()}
-    heading("Training on the embedded data, from random weights")
+    heading(f"Training on the embedded data, from {'random weights' if from_scratch else 'the shipped encoder'}")
     weights = complete_weights(list(tasks), {})
-    trainer = MultiTaskTrainer(MultiTaskModel(encoder, tasks), data["train"], EMBEDDED, RUN, data["dev"], weights)
+    described = {"from-scratch": from_scratch}
+    model = MultiTaskModel(encoder, tasks)
+    trainer = MultiTaskTrainer(model, data["train"], config, RUN, data["dev"], weights, description=described)
     try:
         model = fit(trainer)
     except Interrupted:
@@ -293,9 +392,7 @@ def show() -> None:
     write_metrics(RUN, trainer.progress, "test", results)
     print_results(results)
     chance = ", ".join(f"{1 / len(labels):.3f} for {task}" for task, labels in tasks.items())
-    print(
-        f"Guessing would reach an accuracy of {chance}. From random weights, {len(data['train'])} texts teach little."
-    )
+    print(f"Guessing would reach an accuracy of {chance}.")
     print_classes(results)
 
     heading("Sentences it has not seen")
@@ -312,7 +409,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command that the arguments name; without one, show the whole of task 2."""
     parsed = build_parser().parse_args(arguments)
     commands = {"train": train, "evaluate": evaluate, "predict": predict}
-    commands[parsed.command](parsed) if parsed.command else show()
+    if parsed.command and parsed.show_from_scratch:
+        raise UserError(f"put --from-scratch behind {parsed.command}, if it is meant for it")
+    commands[parsed.command](parsed) if parsed.command else show(parsed.show_from_scratch)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Do topic and sentiment help each other? One shared encoder trained on both, against one for each alone.
+"""Do topic and sentiment help each other, and what is the shipped encoder worth to them?
 
     python -m benchmarks.multitask DATA SYSTEM [SYSTEM ...]    train and test; a result that is there is kept
     python -m benchmarks.multitask DATA table                  print what was recorded as the README's table
 
-DATA is the folder with `topic/` and `sentiment/`. All systems see the same part of the training rows, so that
-a run stays within half an hour on two cores, and are tested on 2,000 test rows of each task. Systems: together,
-topic, sentiment (the same training with one task left out), tfidf and tfidf-all (word 1,2-grams and logistic
-regression with balanced classes, on the same rows and on
-all).
+DATA is the folder with `topic/` and `sentiment/`. The first systems see the same part of the training rows, three
+seeds each, and are tested on 2,000 test rows of each task: together, topic, sentiment (both tasks, or one alone, from
+random weights), shipped-together, shipped-topic, shipped-sentiment (the same from the shipped encoder) and tfidf
+(word 1,2-grams and logistic regression with balanced classes). The others see all training rows and are tested on all
+test rows: shipped-all, tfidf-all, and frozen and frozen-minilm (logistic regression on the embeddings of the shipped
+encoder and of all-MiniLM-L6-v2).
 """
 
 import argparse
@@ -16,27 +17,44 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
 import task2
-from benchmarks.bag_of_words import bag_of_words
+from benchmarks.linear import EmbeddingFeatures, linear_classifier, word_features
 from benchmarks.record import RESULTS, record
+from benchmarks.sts import minilm_folder
 from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT
 from common.data import MultiTaskDataset, read_labelled_rows
+from common.devices import resolve_precision
+from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
+from common.report import mean_and_spread
 
 RUNS = ROOT / "runs" / "multitask"
 TASKS = {"topic": "accuracy", "sentiment": "macro_recall"}
 ROWS = {"topic": 1_200, "sentiment": 2_400}
 DEV_ROWS, TEST_ROWS = 300, 2_000
-TRAINING = ["--epochs", "2", "--learning-rate", "1e-4", "--class-weight", "balanced", "--schedule", "linear"]
+ALL = 10**6
+SEEDS = (0, 1, 2)
+FROM_SCRATCH = ["--from-scratch", "--epochs", "2", "--learning-rate", "1e-4", "--class-weight", "balanced"]
+FROM_SHIPPED = ["--epochs", "2", "--learning-rate", "5e-5", "--class-weight", "balanced"]
+ON_ALL_ROWS = [*FROM_SHIPPED, "--evaluate-every", "200"]
 WORDS = {
-    "together": "shared encoder, both tasks",
-    "topic": "topic alone",
-    "sentiment": "sentiment alone",
-    "tfidf": "TF-IDF + logistic regression, the same rows",
-    "tfidf-all": "TF-IDF + logistic regression, all rows",
+    "together": "both tasks, from random weights",
+    "topic": "topic alone, from random weights",
+    "sentiment": "sentiment alone, from random weights",
+    "shipped-together": "both tasks, from the shipped encoder",
+    "shipped-topic": "topic alone, from the shipped encoder",
+    "shipped-sentiment": "sentiment alone, from the shipped encoder",
+    "tfidf": "TF-IDF + logistic regression",
+    "shipped-all": "both tasks, from the shipped encoder",
+    "frozen": "shipped encoder, frozen + logistic regression",
+    "frozen-minilm": "all-MiniLM-L6-v2, frozen + logistic regression",
+    "tfidf-all": "TF-IDF + logistic regression",
 }
+ON_ALL = ("shipped-all", "frozen", "frozen-minilm", "tfidf-all")
 
 
 def part_of(data: Path, task: str, part: str, rows: int) -> Path:
@@ -53,74 +71,90 @@ def part_of(data: Path, task: str, part: str, rows: int) -> Path:
 
 def train(data: Path, system: str, seed: int) -> dict[str, object]:
     """Train one or both tasks with task2.py (going on where it was stopped) and test it."""
-    tasks = list(TASKS) if system == "together" else [system]
+    task = system.removeprefix("shipped-")
+    tasks = [task] if task in TASKS else list(TASKS)
+    rows = dict.fromkeys(TASKS, ALL) if system in ON_ALL else ROWS
+    options = ON_ALL_ROWS if system in ON_ALL else FROM_SHIPPED if system.startswith("shipped") else FROM_SCRATCH
     output = RUNS / f"{system}-{seed}"
-    files = [str(part_of(data, task, "train", ROWS[task])) for task in tasks]
-    dev = [str(part_of(data, task, "dev", DEV_ROWS)) for task in tasks]
+    files = [str(part_of(data, task, "train", rows[task])) for task in tasks]
+    dev = [str(part_of(data, task, "dev", ALL if system in ON_ALL else DEV_ROWS)) for task in tasks]
     if not (output / "metrics.json").is_file():
         resume = ["--resume"] if (output / CHECKPOINT).is_file() else []
-        command = ["train", *files, "--dev", *dev, "--output", str(output), *TRAINING, "--seed", str(seed)]
+        command = ["train", *files, "--dev", *dev, "--output", str(output), *options, "--seed", str(seed)]
         task2.main([*command, *resume])
     model = MultiTaskModel.from_pretrained(output)
     test = {}
     for task in tasks:
-        rows = read_labelled_rows([part_of(data, task, "test", TEST_ROWS)])
-        test |= evaluate_tasks(model, MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer))
+        asked = read_labelled_rows([part_of(data, task, "test", ALL if system in ON_ALL else TEST_ROWS)])
+        labelled = MultiTaskDataset(asked, model.tasks, model.encoder.tokenizer)
+        test |= evaluate_tasks(model, labelled, precision=resolve_precision("auto", model.encoder.device))
     trained = json.loads((output / "metrics.json").read_text())
     return {
-        "training": " ".join(TRAINING),
-        "rows": {t: ROWS[t] for t in tasks},
+        "training": " ".join(options),
+        "rows": {task: count_rows(data, task, rows[task]) for task in tasks},
         "seconds": trained["seconds"],
         "best": trained["best"],
         "test": test,
     }
 
 
-def tfidf(data: Path, limits: dict[str, int]) -> dict[str, object]:
-    """The bag-of-words peer, trained on at most so many rows of each task."""
+def count_rows(data: Path, task: str, limit: int) -> int:
+    """How many training rows of a task there are, up to a limit."""
+    return len(read_labelled_rows([part_of(data, task, "train", limit)]).texts)
+
+
+def classify(data: Path, system: str) -> dict[str, object]:
+    """What needs no training of an encoder: a bag of words, or logistic regression on embeddings."""
+    limits = ROWS if system == "tfidf" else dict.fromkeys(TASKS, ALL)
     rows, test = {}, {}
+    if system.startswith("frozen"):
+        encoder = SentenceEncoder.from_pretrained(minilm_folder() if system == "frozen-minilm" else SHIPPED)
+        features = EmbeddingFeatures(encoder)
     for task in TASKS:
         learned = read_labelled_rows([part_of(data, task, "train", limits[task])])
-        asked = read_labelled_rows([part_of(data, task, "test", TEST_ROWS)])
+        asked = read_labelled_rows([part_of(data, task, "test", TEST_ROWS if system == "tfidf" else ALL)])
         rows[task] = len(learned.texts)
-        test[task] = bag_of_words(learned, asked, task)
+        test[task] = linear_classifier(
+            features if system.startswith("frozen") else word_features(), learned, asked, task
+        )
     return {"rows": rows, "test": test}
 
 
 def print_table() -> None:
-    """The recorded results as the README shows them."""
-    header = ("system", "seed", "topic accuracy", "sentiment macro recall", "training rows", "training")
+    """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
+    header = ("system", "seeds", "topic accuracy", "sentiment macro recall", "training rows", "minutes")
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     for system, words in WORDS.items():
-        for path in sorted((RESULTS / "multitask").glob(f"{system}-[0-9]*.json")):
-            result = json.loads(path.read_text())
+        paths = sorted((RESULTS / "multitask").glob(f"{system}-[0-9]*.json"))
+        results = [json.loads(path.read_text()) for path in paths]
+        if results:
             cells = [
-                f"{result['test'][task][measure]:.3f}" if task in result["test"] else ""
+                mean_and_spread([result["test"][task][measure] for result in results])
+                if task in results[0]["test"]
+                else ""
                 for task, measure in TASKS.items()
             ]
-            rows = " + ".join(f"{count:,}" for count in result["rows"].values())
-            minutes = f"{result['seconds'] / 60:.0f} min" if "seconds" in result else ""
-            print(f"| {words} | {result['seed']} | {' | '.join(cells)} | {rows} | {minutes} |")
+            rows = " + ".join(f"{count:,}" for count in results[0]["rows"].values())
+            minutes = f"{np.mean([r['seconds'] for r in results]) / 60:.0f}" if "seconds" in results[0] else ""
+            print(f"| {words} | {len(results)} | {' | '.join(cells)} | {rows} | {minutes} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("systems", nargs="+", choices=[*WORDS, "table"], metavar="system")
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for system in arguments.systems:
-        path = RESULTS / "multitask" / f"{system}-{arguments.seed}.json"
         if system == "table":
             print_table()
-        elif not path.is_file():
-            print(f"\n{system}: {WORDS[system]}", flush=True)
-            if system.startswith("tfidf"):
-                rows = ROWS if system == "tfidf" else dict.fromkeys(TASKS, 10**6)
-                result = tfidf(arguments.data, rows)
-            else:
-                result = train(arguments.data, system, arguments.seed)
-            record(path, {"system": WORDS[system], "seed": arguments.seed, **result})
+            continue
+        trains = not system.startswith(("tfidf", "frozen"))
+        for seed in SEEDS if trains and system not in ON_ALL else SEEDS[:1]:
+            path = RESULTS / "multitask" / f"{system}-{seed}.json"
+            if not path.is_file():
+                print(f"\n{system}, seed {seed}: {WORDS[system]}", flush=True)
+                result = train(arguments.data, system, seed) if trains else classify(arguments.data, system)
+                record(path, {"system": WORDS[system], "seed": seed, **result})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A training's state in one file: written whole or not at all, read back to the last bit, never unpickled."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
     if "cuda" in groups["random"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(groups["random"]["cuda"])
     return json.loads(saved.metadata()["progress"])
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A short name for a model's weights: the same for the same weights."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def _open(folder: Path) -> Any:

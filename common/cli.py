@@ -54,6 +54,18 @@ def config_from(arguments: argparse.Namespace, config_class: type) -> Any:
     return config_class(**{name: value for name, value in vars(arguments).items() if name in names})
 
 
+def names(text: str) -> list[str]:
+    """The names in a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def refuse_several(arguments: argparse.Namespace, *options: str) -> None:
+    """UserError where more than one of these options is given, each of which says what to start from."""
+    given = [option for option in options if getattr(arguments, option.strip("-").replace("-", "_"))]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} each say what to start from: choose one")
+
+
 def progress_bar(total: int | None, unit: str, description: str, done: int = 0) -> tqdm:
     """A bar with rate and time left on a terminal; a line now and then where the output goes to a file."""
     interval = 0.1 if sys.stderr.isatty() else 20

@@ -5,8 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from common.encoder import Encoder, SentenceEncoder
-from common.losses import Batch, Losses, distillation_loss
+from common.cli import UserError
+from common.encoder import Encoder, EncoderConfig, SentenceEncoder
+from common.losses import SIMILARITY_WEIGHT, Batch, Losses, distillation_loss
+from common.widening import head_importance, most_important_heads, widen, widened_projection
+
+PROBE_SENTENCES = 64
 
 
 class DistillationObjective(nn.Module):
@@ -16,13 +20,20 @@ class DistillationObjective(nn.Module):
         texts: the data set's sentences, by the `index` of a batch.
         teach: gives the teacher's embeddings of sentences, (rows, teacher dim) with unit rows.
         projection: (teacher dim, dim), where the projection starts.
+        similarity_weight: of the similarities within a batch, against the distance of each embedding.
     """
 
     def __init__(
-        self, encoder: Encoder, texts: Sequence[str], teach: Callable[[list[str]], Tensor], projection: Tensor
+        self,
+        encoder: Encoder,
+        texts: Sequence[str],
+        teach: Callable[[list[str]], Tensor],
+        projection: Tensor,
+        similarity_weight: float = SIMILARITY_WEIGHT,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.similarity_weight = similarity_weight
         self.projection = nn.Parameter(projection.clone())
         self._texts, self._teach = texts, teach
 
@@ -30,7 +41,7 @@ class DistillationObjective(nn.Module):
         """`input_ids`, `attention_mask` (rows, length) and `index` to {"loss", "distance", "similarity"}."""
         student = self.encoder(batch["input_ids"], batch["attention_mask"]).float()
         teacher = self._teach([self._texts[i] for i in batch["index"].tolist()]).to(student)
-        distance, similarity = distillation_loss(student, student @ self.projection.T, teacher)
+        distance, similarity = distillation_loss(student, student @ self.projection.T, teacher, self.similarity_weight)
         return {"loss": distance + similarity, "distance": distance, "similarity": similarity}
 
 
@@ -55,3 +66,26 @@ def start_from_teacher(encoder: Encoder, teacher: Encoder, projection: Tensor) -
         tokens = teacher.embeddings.tokens.weight @ projection.to(teacher.device)
         encoder.embeddings.tokens.weight.copy_(tokens * (ours / theirs))
     return True
+
+
+def widened_teacher(teacher: Encoder, texts: Sequence[str]) -> tuple[SentenceEncoder, Tensor]:
+    """The project's encoder made from a teacher of half its width, and the projection that goes back to it.
+
+    Each layer keeps the heads whose removal moves the embeddings of some of the texts most.
+
+    Raises:
+        UserError: the teacher's shape doubled is not the project's encoder's.
+    """
+    ours = EncoderConfig()
+    fits = isinstance(teacher, SentenceEncoder) and (
+        (2 * teacher.dim, 2 * teacher.config.intermediate_size, teacher.config.num_hidden_layers)
+        == (ours.hidden_size, ours.intermediate_size, ours.num_hidden_layers)
+        and teacher.config.num_attention_heads >= ours.num_attention_heads
+    )
+    if not fits:
+        raise UserError(
+            f"--widen takes a BERT-like teacher of {ours.num_hidden_layers} layers, {ours.hidden_size // 2} wide, with "
+            f"{ours.num_attention_heads} heads or more, such as all-MiniLM-L6-v2"
+        )
+    importance = head_importance(teacher, texts[:PROBE_SENTENCES])
+    return widen(teacher, most_important_heads(importance, ours.num_attention_heads)), widened_projection(teacher.dim)

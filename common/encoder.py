@@ -27,6 +27,8 @@ from common.files import atomic_folder
 from common.tokenizer import SentenceTokenizer, open_local_or_hub
 
 BATCH_TOKENS = InferenceConfig.batch_tokens
+QUANTIZED = "model.safetensors.gz"
+SHIPPED = Path(__file__).parent / "weights"  # the trained encoder that comes with the repository
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Encoder(nn.Module):
         """The encoder's parts from the bottom up: the embeddings, then each layer. Every parameter is in one."""
         raise NotImplementedError
 
+    def parts(self) -> dict[str, nn.Module]:
+        """The stages by name, bottom up: "embeddings", "layer 1", ..."""
+        return {f"layer {n}" if n else "embeddings": stage for n, stage in enumerate(self.stages())}
+
     def write_model(self, folder: Path) -> None:
         """Write the files of the model alone (its configuration and weights) into an existing folder."""
         raise NotImplementedError
@@ -104,6 +110,14 @@ class Encoder(nn.Module):
         if not 3 <= max_length <= (self.max_positions or max_length):
             raise UserError(f"a maximum length of {max_length}: must be from 3 to the encoder's {self.max_positions}")
         self.tokenizer = SentenceTokenizer(self.tokenizer.backend, max_length)
+
+    def set_dropout(self, share: float) -> None:
+        """The share of values dropped while training from now on; a saved model's configuration keeps its own."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = share
+            if isinstance(module, TransformerLayer):
+                module.attention_dropout = share
 
     def encode(self, sentences: Sequence[str], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32") -> np.ndarray:
         """Embed sentences: (n, dim) float32 with unit rows, in the order given.
@@ -185,8 +199,8 @@ class Encoder(nn.Module):
             (folder / name).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> "Encoder":
-        """Open a saved encoder, any BERT checkpoint, or any other transformers encoder.
+    def from_pretrained(cls, name_or_path: str | Path = SHIPPED) -> "Encoder":
+        """Open the shipped encoder, a saved one, any BERT checkpoint, or any other transformers encoder.
 
         A folder needs no network; a hub name is taken from the local cache or fetched. BERT's kind becomes a
         `SentenceEncoder`, any other a `PretrainedEncoder` behind the same methods.
@@ -194,8 +208,13 @@ class Encoder(nn.Module):
         It is in evaluation mode: no dropout. A folder that asks for another pooling than the mean is warned about.
 
         Raises:
-            UserError: there is no such model, it cannot be reached, or it holds no safetensors weights.
+            UserError: there is no such model, it cannot be reached, it holds no safetensors weights, or the shipped
+                weights are damaged.
         """
+        if (Path(name_or_path) / QUANTIZED).is_file():
+            from common.quantization import load_quantized  # it builds on this file
+
+            return load_quantized(name_or_path)
         backbone = open_backbone(name_or_path)
         length = read_description(name_or_path, "sentence_bert_config.json").get("max_seq_length")
         tokenizer = SentenceTokenizer.from_pretrained(name_or_path, length)

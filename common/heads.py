@@ -101,9 +101,38 @@ class MultiTaskModel(nn.Module):
             {head_key(task): TaskHead(encoder.dim, len(labels), attention_heads) for task, labels in self.tasks.items()}
         )
 
+    def with_tasks(self, tasks: Mapping[str, Sequence[str]]) -> "MultiTaskModel":
+        """The same encoder and heads, with a new head for each task that has none yet.
+
+        Raises:
+            UserError: a label that a head there is has not learned.
+        """
+        for task, labels in self.tasks.items():
+            if unknown := [label for label in tasks.get(task, []) if label not in labels]:
+                raise UserError(
+                    f'task "{task}": the model knows no label "{unknown[0]}" (it knows: {", ".join(labels)})'
+                )
+        new = {task: labels for task, labels in tasks.items() if task not in self.tasks}
+        model = MultiTaskModel(self.encoder, {**self.tasks, **new}, self.attention_heads)
+        for task in self.tasks:
+            model.head(task).load_state_dict(self.head(task).state_dict())
+        return model
+
     def head(self, task: str) -> TaskHead:
         """The head of a task."""
         return self.heads[head_key(task)]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What can be frozen or have a rate of its own, by name, bottom up: the encoder's stages, the heads' layers.
+
+        Every parameter is in exactly one of them.
+        """
+        heads = {name: part for task in self.tasks for name, part in self.head_parts(task).items()}
+        return {**self.encoder.parts(), **heads}
+
+    def head_parts(self, task: str) -> dict[str, nn.Module]:
+        """The layers of a task's head by name, in order from the encoder."""
+        return {f"{task} head {n}": layer for n, layer in enumerate(self.head(task).layers(), 1)}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """(batch, length) ids and mask to each task's (batch, classes) logits."""
@@ -111,7 +140,10 @@ class MultiTaskModel(nn.Module):
 
     def outputs(self, input_ids: Tensor, attention_mask: Tensor) -> MultiTaskOutput:
         """Everything one pass through the shared encoder gives."""
-        states = self.encoder.token_states(input_ids, attention_mask)
+        return self.classify(self.encoder.token_states(input_ids, attention_mask), attention_mask)
+
+    def classify(self, states: Tensor, attention_mask: Tensor) -> MultiTaskOutput:
+        """What the heads make of the encoder's (batch, length, dim) token states."""
         results = {task: self.head(task)(states, attention_mask) for task in self.tasks}
         return MultiTaskOutput(
             logits={task: logits for task, (logits, _) in results.items()},
@@ -120,24 +152,40 @@ class MultiTaskModel(nn.Module):
         )
 
     def logits(
-        self, rows: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+        self,
+        rows: Sequence[Sequence[int]],
+        batch_tokens: int = BATCH_TOKENS,
+        precision: str = "fp32",
+        states: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Each task's (rows, classes) logits for rows of token ids, in fp32 on the CPU, in the order given."""
+        """Each task's (rows, classes) logits for rows of token ids, in fp32 on the CPU, in the order given.
+
+        Args:
+            states: each row's (length, dim) token states, where the encoder has given them already.
+        """
         collected = {task: torch.empty(len(rows), len(labels)) for task, labels in self.tasks.items()}
-        for indices, output in self._batches(rows, batch_tokens, precision):
+        for indices, output in self._batches(rows, batch_tokens, precision, states):
             for task, logits in output.logits.items():
                 collected[task][indices] = logits.float().cpu()
         return collected
 
     @torch.inference_mode()
     def _batches(
-        self, rows: Sequence[Sequence[int]], batch_tokens: int, precision: str
+        self,
+        rows: Sequence[Sequence[int]],
+        batch_tokens: int,
+        precision: str,
+        states: Sequence[Tensor] | None = None,
     ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
         device = self.encoder.device
         for indices in token_budget_batches([len(row) for row in rows], batch_tokens):
             input_ids, attention_mask = self.encoder.tokenizer.pad([rows[i] for i in indices])
             with evaluating(self), autocast(device, precision):
-                output = self.outputs(input_ids.to(device), attention_mask.to(device))
+                if states is None:
+                    output = self.outputs(input_ids.to(device), attention_mask.to(device))
+                else:
+                    known = pad_states([states[i] for i in indices])
+                    output = self.classify(known.to(device), attention_mask.to(device))
             yield indices, output
 
     def predict(
@@ -201,6 +249,11 @@ class MultiTaskModel(nn.Module):
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None
         return model.eval()
+
+
+def pad_states(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of (length, dim) token states as one batch, (rows, longest, dim), zeros behind each row's end."""
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 def head_key(task: str) -> str:

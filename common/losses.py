@@ -169,8 +169,14 @@ class MultiTaskObjective(nn.Module):
         self.class_weights = dict(class_weights or {})
 
     def forward(self, batch: Batch) -> Losses:
-        """A batch of MultiTaskDataset to {"loss"} and each task's own loss and accuracy, where it has labels."""
-        logits, labels = self.model(batch["input_ids"], batch["attention_mask"]), batch["labels"]
+        """A batch of MultiTaskDataset to {"loss"} and each task's own loss and accuracy, where it has labels.
+
+        `states` (rows, length, dim) in the batch stand in for a pass through the encoder.
+        """
+        states = batch.get("states")
+        if states is None:
+            states = self.model.encoder.token_states(batch["input_ids"], batch["attention_mask"])
+        logits, labels = self.model.classify(states, batch["attention_mask"]).logits, batch["labels"]
         class_weights = {task: weight.to(labels.device) for task, weight in self.class_weights.items()}
         losses = task_losses(logits, labels, class_weights)
         if self.weights is None:

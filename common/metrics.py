@@ -104,7 +104,8 @@ def evaluate_tasks(
     label) and `confusion` (a list of rows).
     """
     results = {}
-    for task, logits in model.logits(data.ids, batch_tokens, precision).items():
+    states = getattr(data, "states", None)  # a FrozenEncoderDataset has them
+    for task, logits in model.logits(data.ids, batch_tokens, precision, states).items():
         truth = torch.tensor(data.classes[task])
         known = truth != UNLABELLED
         if not bool(known.any()):

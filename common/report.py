@@ -96,13 +96,13 @@ def map_figure(sentences: Sequence[str], embeddings: np.ndarray) -> Figure:
     return figure
 
 
-def write_history(path: str | Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write a training's history as CSV: a line for each look, a column for each thing tracked."""
-    columns = list(dict.fromkeys(name for row in history for name in row))
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write mappings as CSV: a line for each, a column for each name that occurs."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(rows)
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Figure:
@@ -119,6 +119,77 @@ def curves_figure(history: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
             axes.legend()
         axes_column[0].set_title(plain(task))
         axes_column[1].set_xlabel("step")
+    return figure
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, and behind ± the standard deviation where there are several values."""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def by_strategy(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """A comparison's rows gathered by strategy: for each, the values of every measure."""
+    gathered: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            gathered.setdefault(row["strategy"], {}).setdefault(name, []).append(value)
+    return gathered
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
+    """A line for each strategy: how many trainings, and the mean and spread of each measure."""
+    lines = [
+        [strategy, len(values["seed"]), *(mean_and_spread(values[measure]) for measure in measures)]
+        for strategy, values in by_strategy(rows).items()
+    ]
+    return table(["strategy", "runs", *measures], lines)
+
+
+def moved_table(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> str:
+    """A line for each part, bottom up: how far each strategy moved it, on average, as a share of its length."""
+    gathered = by_strategy(rows)
+    lines = [[part, *(f"{np.mean(values[f'moved: {part}']):.2%}" for values in gathered.values())] for part in parts]
+    return table(["moved", *gathered], lines)
+
+
+def rates_figure(rates: Mapping[str, float], base_rate: float) -> Figure:
+    """Each part's learning rate as a bar, bottom up as the model stands, beside the base rate."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.36 * len(rates)))
+    bars = axes.barh([plain(part) for part in rates], list(rates.values()), color="tab:blue", alpha=0.8)
+    axes.bar_label(bars, [f"{rate / base_rate:.3f}" for rate in rates.values()], padding=3, fontsize=8)
+    axes.axvline(base_rate, color="black", linestyle="--", linewidth=1, label=f"base rate {base_rate:g}")
+    axes.set_xlabel("learning rate (beside each bar: its factor on the base rate)")
+    axes.set_title("The learning rate of each part, from the embeddings up")
+    axes.margins(x=0.12)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def comparison_figure(rows: Sequence[Mapping[str, Any]], measures: Sequence[str], stages: Sequence[str]) -> Figure:
+    """What each strategy reaches (a dot for each training, a bar for the mean), and how far it moves each stage."""
+    gathered = by_strategy(rows)
+    figure, grid = plt.subplots(1, len(measures) + 1, figsize=(4 * len(measures) + 6, 4.5))
+    for axes, measure in zip(grid, measures, strict=False):
+        for place, values in enumerate(gathered.values()):
+            axes.bar(place, np.mean(values[measure]), color=f"C{place}", alpha=0.4)
+            axes.plot([place] * len(values[measure]), values[measure], "o", color=f"C{place}")
+        found = [value for values in gathered.values() for value in values[measure] if np.isfinite(value)] or [0.0]
+        margin = max(max(found) - min(found), 0.02)
+        axes.set_ylim(max(min(found) - margin, -1), min(max(found) + margin, 1.02))
+        axes.set_xticks(range(len(gathered)), [plain(name) for name in gathered], rotation=45, ha="right")
+        axes.set_title(plain(measure))
+        axes.grid(axis="y", alpha=0.3)
+    for place, (strategy, values) in enumerate(gathered.items()):
+        moved = [np.mean(values[f"moved: {stage}"]) for stage in stages]
+        grid[-1].plot([plain(stage) for stage in stages], moved, "o-", color=f"C{place}", label=plain(strategy))
+    grid[-1].set_yscale("log")
+    grid[-1].set_ylabel("change / length at the start")
+    grid[-1].tick_params(axis="x", rotation=45)
+    grid[-1].set_title("how far each stage moved")
+    grid[-1].grid(alpha=0.3)
+    grid[-1].legend()
+    figure.tight_layout()
     return figure
 
 

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from common.cli import Interrupted, UserError, option, progress_bar
 from common.data import MultiTaskDataset, shuffled_batches
 from common.devices import DEVICE_HELP, PRECISION_HELP, PRECISIONS, build_accelerator
 from common.files import make_folder
+from common.freezing import FrozenEncoderDataset, fits_in_memory, freeze, gradual_unfreezing
 from common.heads import HEADS, TASKS, MultiTaskModel
 from common.losses import MultiTaskObjective
 from common.metrics import evaluate_tasks
@@ -48,7 +49,7 @@ class TrainingConfig:
 
     epochs: int = option(3, "passes over the data")
     max_steps: int | None = option(None, "train for this many steps, whatever the epochs")
-    learning_rate: float = option(1e-4, "the highest learning rate (1e-4 from random weights, 2e-5 from trained ones)")
+    learning_rate: float = option(1e-4, "the highest learning rate (default: 2e-5, from random weights 1e-4)")
     batch_tokens: int = option(2048, "the most tokens in one batch, padding included")
     accumulate: int = option(1, "batches whose gradients make one step")
     schedule: str = option("linear", "how the rate falls after the warm-up", choices=SCHEDULES)
@@ -111,7 +112,9 @@ class Trainer:
         output: the folder for the checkpoint; `save` writes the model there.
         save: called with no argument whenever the model is the best so far (without `evaluate`: at the end).
         evaluate: gives dev metrics, of which `score` is to be high.
-        rates: a learning rate of its own for parts of the objective, as `build_optimizer` takes it.
+        parts: parts of the objective by name, each with parameter groups of its own.
+        rates: the learning rate of each part; without one it has the configuration's.
+        frozen: the parts that stand still.
         description: what else a resumed run must share with the first, by name.
     """
 
@@ -123,14 +126,19 @@ class Trainer:
         output: str | Path,
         save: Callable[[], None],
         evaluate: Callable[[], Metrics] | None = None,
-        rates: Mapping[nn.Module, float] | None = None,
+        parts: Mapping[str, nn.Module] | None = None,
+        rates: Mapping[str, float] | None = None,
+        frozen: Collection[str] = (),
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.data, self.output = config, data, Path(output)
         self.save, self.evaluate = save, evaluate
+        self.parts, self.frozen = dict(parts or {}), set(frozen)
+        self.thaw: dict[str, int] = {}  # the step at which a part begins to train; until then it is frozen
         self.accelerator = build_accelerator(config.device, config.precision)
         self.total_steps = config.max_steps or sum(len(self._plan(epoch)) for epoch in range(config.epochs))
-        optimizer = build_optimizer(objective, config.learning_rate, config.weight_decay, rates)
+        freeze(self.parts, self.frozen)
+        optimizer = build_optimizer(objective, config.learning_rate, config.weight_decay, self.parts, rates)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.schedule = build_schedule(optimizer, config.schedule, config.warmup, self.total_steps)
         self.progress = Progress(run=self._fingerprint(description or {}))
@@ -148,12 +156,14 @@ class Trainer:
             make_folder(self.output)
             clear_run(self.output)
             set_seed(self.config.seed)
-        self.objective.train()
+        self._train_mode()
         begun, saved_at = time.monotonic() - self.progress.seconds, time.monotonic()
         first = self.progress.step
         bar = progress_bar(self.total_steps, " steps", "training", first)
         with stop_requests() as stop, bar:
             for batches, ends_epoch in self._steps_from(first):
+                if self.progress.step in self.thaw.values():
+                    self._train_mode()
                 losses = self._step(batches)
                 self.progress.seconds = time.monotonic() - begun
                 bar.update()
@@ -208,7 +218,8 @@ class Trainer:
         for indices in batches:
             batch = {k: v.to(self.accelerator.device) for k, v in self.data.collate(indices).items()}
             losses = self.objective(batch)
-            self.accelerator.backward(losses["loss"] / len(batches))
+            if losses["loss"].requires_grad:  # a batch may have labels for frozen heads alone
+                self.accelerator.backward(losses["loss"] / len(batches))
             for name, value in losses.items():
                 seen[name].append(value.item())
         means = {name: sum(values) / len(values) for name, values in seen.items()}
@@ -223,6 +234,11 @@ class Trainer:
             total, count = self.progress.sums.get(name, (0.0, 0))
             self.progress.sums[name] = [total + value, count + 1]
         return means
+
+    def _train_mode(self) -> None:
+        """Everything to training mode, but for what is frozen at this step."""
+        self.objective.train()
+        freeze(self.parts, self.frozen | {part for part, step in self.thaw.items() if self.progress.step < step})
 
     def _diverged(self, loss: float, norm: float) -> None:
         path = self.output / CHECKPOINT
@@ -244,7 +260,7 @@ class Trainer:
         progress.sums = {}
         if self.evaluate is not None:
             metrics = self.evaluate()
-            self.objective.train()
+            self._train_mode()
             row |= {f"dev {name}": value for name, value in metrics.items()}
             score = metrics["score"] if math.isfinite(metrics["score"]) else -math.inf  # a correlation may be nan
             if progress.best is None or score > progress.best["score"]:
@@ -297,6 +313,10 @@ class MultiTaskTrainer(Trainer):
     Args:
         weights: each task's share of the loss; None learns them from the tasks' uncertainty.
         class_weights: weights of a task's classes, as `balanced_class_weights` gives them.
+        rates, frozen: by the names of the model's parts. With the whole encoder frozen its token states are computed
+            once, before training, where they fit into memory.
+        unfreeze: epochs between the thawing of two stages (`gradual_unfreezing`); 0 spreads them over the first half
+            of the training; None: all train from the start.
     """
 
     def __init__(
@@ -308,13 +328,25 @@ class MultiTaskTrainer(Trainer):
         dev: MultiTaskDataset | None = None,
         weights: Mapping[str, float] | None = None,
         class_weights: Mapping[str, Tensor] | None = None,
+        rates: Mapping[str, float] | None = None,
+        frozen: Collection[str] = (),
+        unfreeze: float | None = None,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.dev = model, dev
         objective = MultiTaskObjective(model, weights, class_weights)
         save = partial(model.save_pretrained, output)
         described = {"task-weight": weights, "dev": dev.digest()[:12] if dev else None, **(description or {})}
-        super().__init__(objective, data, config, output, save, self._evaluate_dev if dev else None, None, described)
+        evaluate = self._evaluate_dev if dev else None
+        super().__init__(objective, data, config, output, save, evaluate, model.parts(), rates, frozen, described)
+        if unfreeze is not None:
+            spread = self.total_steps / 2 / len(model.encoder.parts())
+            thaw = gradual_unfreezing(model, unfreeze * len(self._plan(0)) or spread)
+            self.thaw = {part: step for part, step in thaw.items() if part not in self.frozen}
+        elif set(model.encoder.parts()) <= self.frozen and fits_in_memory(model.encoder, data, dev):
+            settings = (model.encoder, config.batch_tokens, self.precision)
+            self.data = FrozenEncoderDataset(data, *settings)
+            self.dev = FrozenEncoderDataset(dev, *settings) if dev else None
 
     def _evaluate_dev(self) -> Metrics:
         results = evaluate_tasks(self.model, self.dev, precision=self.precision)

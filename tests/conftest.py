@@ -26,6 +26,12 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision "auto" means fp32 on every machine; what computes in bf16 asks for it."""
+    monkeypatch.setattr("common.devices.cpu_computes_bf16", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> SentenceTokenizer:
     return SentenceTokenizer(max_length=64)

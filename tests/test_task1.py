@@ -10,12 +10,13 @@ import pytest
 import scipy.stats
 import torch
 from PIL import Image
+from transformers import AutoModel, BertConfig, BertModel
 
+import common.distillation
 import task1
 from common.cli import Interrupted, run
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.files import atomic_file
-from common.tokenizer import SentenceTokenizer
 from tests.conftest import TINY
 
 SENTENCES = ["A cat sat.", "The dog ran across the field.", "Yes", "One two three."]
@@ -250,6 +251,14 @@ MISTAKES = {
     "no epochs": (["train", "{text}", "--output", "o", "--epochs", "0"], "--epochs 0: must be 1 or more"),
     "patience without dev": (["train", "{text}", "--output", "o", "--patience", "2"], "--dev"),
     "teacher option alone": (["train", "{text}", "--output", "o", "--no-teacher-embeddings"], "goes with --teacher"),
+    "two starts": (["train", "{text}", "--output", "o", "--from-scratch", "--widen"], "choose one"),
+    "widen nothing": (["train", "{text}", "--output", "o", "--widen"], "name it with --teacher"),
+    "a teacher that does not fit": (
+        ["train", "{text}", "--output", "o", "--widen", "--teacher", "{model}"],
+        "takes a BERT-like teacher of 6 layers, 384 wide",
+    ),
+    "dropout of all": (["train", "{text}", "--output", "o", "--dropout", "1"], "from 0 to below 1"),
+    "negative weight": (["train", "{text}", "--output", "o", "--similarity-weight", "-1"], "must be 0 or more"),
     "too long": (
         ["train", "{text}", "--output", "o", "--model", "{model}", "--max-length", "999"],
         "must be from 3 to",
@@ -279,10 +288,46 @@ def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_any_trained_model_the_next_step_is_said(sentences_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(task1, "RUN", tmp_path / "nothing")
-    code, error = outcome(monkeypatch, capsys, "embed", sentences_file, "--output", tmp_path / "o.npy")
-    assert code == 2 and "python task1.py" in error
+def test_without_a_model_the_shipped_encoder_embeds(sentences_file, tiny_folder, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(task1, "SHIPPED", tiny_folder)
+    task1.main(["embed", str(sentences_file), "--output", str(tmp_path / "o.npy"), "--precision", "fp32"])
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), tiny_encoder.encode(SENTENCES), atol=1e-6)
+
+
+def test_export_writes_a_folder_that_transformers_opens(tiny_folder, tmp_path, monkeypatch, capsys):
+    task1.main(["export", str(tmp_path / "out"), "--model", str(tiny_folder)])
+    assert AutoModel.from_pretrained(tmp_path / "out").config.hidden_size == 32
+    code, error = outcome(monkeypatch, capsys, "export", tmp_path / "out", "--model", tiny_folder)
+    assert code == 2 and "holds a model already" in error
+
+
+def narrow_teacher(tokenizer, folder):
+    """A random BERT half as wide as the student of `narrow_project`."""
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**{**TINY, "hidden_size": 16, "intermediate_size": 32}), add_pooling_layer=False)
+    SentenceEncoder.from_bert(bert, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_a_widened_teacher_is_the_start_of_its_student(tokenizer, sentences_file, tmp_path, monkeypatch, capsys):
+    teacher = narrow_teacher(tokenizer, tmp_path / "teacher")
+    project = EncoderConfig(**{**TINY, "num_attention_heads": 2})
+    monkeypatch.setattr(common.distillation, "EncoderConfig", lambda: project)
+    arguments = ["train", str(sentences_file), "--teacher", str(teacher), "--widen", "--output", str(tmp_path / "o")]
+    task1.main([*arguments, *QUICK, "--dropout", "0", "--learning-rate", "1e-6"])
+    assert "widened to 32" in capsys.readouterr().out
+    student = SentenceEncoder.from_pretrained(tmp_path / "o")
+    assert student.config == project
+    before, after = SentenceEncoder.from_pretrained(teacher).encode(SENTENCES), student.encode(SENTENCES)
+    np.testing.assert_allclose(after @ after.T, before @ before.T, atol=0.2)
+
+
+def test_without_dropout_a_training_step_is_not_random(tiny_encoder, tokenizer):
+    batch = tokenizer.pad(tokenizer(SENTENCES))
+    tiny_encoder.train().set_dropout(0)
+    assert torch.equal(tiny_encoder(*batch), tiny_encoder(*batch))
+    tiny_encoder.set_dropout(0.5)
+    assert not torch.equal(tiny_encoder(*batch), tiny_encoder(*batch))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -316,14 +361,14 @@ def test_resuming_with_another_dev_file_is_refused(tiny_folder, pairs_file, tmp_
     assert code == 2 and "--dev" in error
 
 
-def test_bare_it_trains_measures_and_writes_everything(monkeypatch, tmp_path, capsys):
-    config = EncoderConfig(**TINY)
-    monkeypatch.setattr(task1, "SentenceEncoder", lambda: SentenceEncoder(config, SentenceTokenizer(max_length=64)))
+def test_bare_it_embeds_measures_and_writes_everything(tiny_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(task1, "SHIPPED", tiny_folder)
     monkeypatch.setattr(task1, "RUN", tmp_path / "task1")
     task1.main([])
     shown = capsys.readouterr().out
-    for word in ("Does training matter?", "held out", "nearest", "array (16, 32), norms 1.000000"):
+    for word in ("What training gave it", "random weights", "nearest", "array (16, 32), norms 1.000000"):
         assert word in shown
     for figure in ("similarity.png", "map.png"):
         assert min(Image.open(tmp_path / "task1" / figure).size) > 500
     assert np.load(tmp_path / "task1" / "embeddings.npy").shape == (16, 32)
+    assert SentenceEncoder.from_pretrained(tmp_path / "task1").dim == 32

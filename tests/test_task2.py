@@ -12,10 +12,9 @@ from PIL import Image
 
 import task2
 from common.cli import Interrupted, run
-from common.encoder import EncoderConfig, SentenceEncoder
+from common.encoder import SentenceEncoder
+from common.freezing import FrozenEncoderDataset
 from common.heads import MultiTaskModel
-from common.tokenizer import SentenceTokenizer
-from tests.conftest import TINY
 
 QUICK = ["--epochs", "2", "--batch-tokens", "150", "--device", "cpu", "--learning-rate", "1e-3"]
 TOPICS, MOODS = ["Science", "Sports"], ["bad", "good", "so-so"]
@@ -209,6 +208,29 @@ MISTAKES = {
     "unknown task": (["train", "{data}", "--output", "o", "--tasks", "colour"], "no column named colour"),
     "no such encoder": (["train", "{data}", "--output", "o", "--encoder", "./none"], "no such model folder"),
     "an encoder is no model": (["predict", "x", "--model", "{encoder}"], "no multi-task model there"),
+    "two starts": (["train", "{data}", "--output", "o", "--from-scratch", "--model", "x"], "choose one"),
+    "from scratch for what": (["--from-scratch", "predict", "x"], "put --from-scratch behind predict"),
+    "freeze nothing known": (
+        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "haed:topic"],
+        "there are: none, all, encoder, head:topic, head:mood, stages:A-B",
+    ),
+    "freeze and unfreeze": (
+        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "encoder", "--unfreeze", "gradual"],
+        "leave one out",
+    ),
+    "freeze an untrained head": (
+        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "all"],
+        "name a trained model with --model",
+    ),
+    "unfreeze how": (["train", "{data}", "--output", "o", "--unfreeze", "slowly"], "gradual:EPOCHS"),
+    "rates of no name": (
+        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--rates", "decay:2"],
+        'no learning rates are called "decay:2"',
+    ),
+    "a label the old head has not": (
+        ["train", "{unseen}", "--output", "o", "--model", "{model}"],
+        'the model knows no label "volcano"',
+    ),
     "no model": (["predict", "x", "--model", "./none"], "no such model folder"),
     "texts and input": (["predict", "x", "--input", "{data}"], "not both"),
     "no input file": (["predict", "--input", "none.txt"], "no such file"),
@@ -252,14 +274,110 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
-def test_bare_it_trains_tests_and_writes_everything(monkeypatch, tmp_path, capsys):
-    config = EncoderConfig(**TINY)
-    monkeypatch.setattr(task2, "SentenceEncoder", lambda: SentenceEncoder(config, SentenceTokenizer(max_length=64)))
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_bare_it_trains_tests_and_writes_everything(from_scratch, tiny_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(task2, "SHIPPED", tiny_folder)
+    tiny = SentenceEncoder.from_pretrained(tiny_folder)
+    monkeypatch.setattr(task2, "starting_encoder", lambda *_: tiny)
     monkeypatch.setattr(task2, "RUN", tmp_path / "task2")
-    task2.main([])
+    task2.main(["--from-scratch"] if from_scratch else [])
     shown = capsys.readouterr().out
-    for word in ("topic", "sentiment", "macro F1", "→ Positive", "Sentences it has not seen"):
+    start = "random weights" if from_scratch else "the shipped encoder"
+    for word in (start, "topic", "sentiment", "macro F1", "→ Positive", "Sentences it has not seen"):
         assert word in shown
     written = {path.name for path in (tmp_path / "task2").iterdir()}
     assert {"metrics.json", "history.csv", "curves.png", "confusion.png", "heads.safetensors"} <= written
     assert json.loads((tmp_path / "task2" / "metrics.json").read_text())["test"]["topic"]["rows"] == 240
+
+
+def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
+    monkeypatch.setattr(task2, "SHIPPED", tiny_folder)
+    assert task2.starting_encoder(from_scratch=False).dim == 32
+    assert task2.starting_encoder(from_scratch=True).dim == 768
+
+
+def weights_of(folder):
+    return MultiTaskModel.from_pretrained(folder).state_dict()
+
+
+def test_a_frozen_encoder_is_bit_identical_after_training_and_the_heads_have_moved(labelled, tiny_folder, tmp_path):
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
+    task2.main([*arguments, "--freeze", "encoder", "--weight-decay", "0.5"])
+    trained = MultiTaskModel.from_pretrained(tmp_path / "o")
+    start = SentenceEncoder.from_pretrained(tiny_folder).state_dict()
+    assert all(torch.equal(start[name], tensor) for name, tensor in trained.encoder.state_dict().items())
+    assert trained.head("topic").norm.bias.abs().max() > 0
+
+
+def test_a_task_is_added_to_a_model_whose_own_head_stands_still(trained, write_csv, tmp_path, capsys):
+    added = write_csv(
+        "added.csv", ["text", "tone"], [[row[0], "dry" if i % 2 else "warm"] for i, row in enumerate(ROWS)]
+    )
+    arguments = ["train", str(added), "--model", str(trained), "--freeze", "head:topic", "--output"]
+    task2.main([*arguments, str(tmp_path / "both"), *QUICK])
+    before, after = MultiTaskModel.from_pretrained(trained), MultiTaskModel.from_pretrained(tmp_path / "both")
+    assert set(after.tasks) == {"topic", "mood", "tone"}
+    old, new = before.head("topic").state_dict(), after.head("topic").state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert not torch.equal(before.encoder.embeddings.norm.weight, after.encoder.embeddings.norm.weight)
+
+
+def test_with_everything_frozen_the_model_is_written_as_it_stands(trained, labelled, tmp_path, capsys):
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--model", str(trained), "--freeze", "all"]
+    task2.main([*arguments, "--output", str(tmp_path / "o"), *QUICK])
+    before, after = weights_of(trained), weights_of(tmp_path / "o")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "nothing is trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [["--freeze", "encoder"], ["--unfreeze", "gradual"]])
+def test_a_batch_with_labels_for_frozen_parts_alone_moves_nothing(others, tiny_folder, write_csv, tmp_path):
+    topics = write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS])
+    moods = write_csv("moods.csv", ["text", "mood"], [[row[0] + " and a much longer end " * 3, row[2]] for row in ROWS])
+    arguments = ["train", str(topics), str(moods), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o")]
+    task2.main([*arguments, *QUICK, "--freeze", "head:topic", *others])
+    assert MultiTaskModel.from_pretrained(tmp_path / "o").head("mood").norm.bias.abs().max() > 0
+
+
+def test_a_stopped_training_of_heads_alone_resumes_to_the_same_model(labelled, tiny_folder, tmp_path, monkeypatch):
+    def arguments(output):
+        start = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output)]
+        return [*start, *QUICK, "--batch-tokens", "60", "--freeze", "encoder", "--dev", str(labelled)]
+
+    task2.main(arguments("whole"))
+    collate, calls = FrozenEncoderDataset.collate, []
+
+    def interrupting(self, indices):
+        calls.append(indices)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return collate(self, indices)
+
+    monkeypatch.setattr(FrozenEncoderDataset, "collate", interrupting)
+    with pytest.raises(Interrupted):
+        task2.main(arguments("parts"))
+    task2.main([*arguments("parts"), "--resume"])
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_stopped_gradual_unfreezing_resumes_to_the_same_model(labelled, tiny_folder, tmp_path, monkeypatch):
+    def arguments(output):
+        start = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output)]
+        return [*start, *QUICK, "--batch-tokens", "60", "--unfreeze", "gradual", "--rates", "seed"]
+
+    task2.main(arguments("whole"))
+    collate, calls = task2.MultiTaskDataset.collate, []
+
+    def interrupting(self, indices):
+        calls.append(indices)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return collate(self, indices)
+
+    monkeypatch.setattr(task2.MultiTaskDataset, "collate", interrupting)
+    with pytest.raises(Interrupted):
+        task2.main(arguments("parts"))
+    task2.main([*arguments("parts"), "--resume"])
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -244,7 +244,7 @@ def test_checkpoint_gives_back_every_bit(tiny_encoder, tmp_path):
 
 
 def test_biases_and_norms_have_no_weight_decay_and_each_parameter_one_group(tiny_encoder):
-    optimizer = build_optimizer(tiny_encoder, 1e-3, 0.01, {tiny_encoder.embeddings: 1e-4})
+    optimizer = build_optimizer(tiny_encoder, 1e-3, 0.01, tiny_encoder.parts(), {"embeddings": 1e-4})
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(map(id, tiny_encoder.parameters()))
     for group in optimizer.param_groups:

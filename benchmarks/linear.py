@@ -1,0 +1,47 @@
+"""The peers every classifier here is set beside: logistic regression on a bag of words, or on frozen embeddings."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from common.data import LabelledRows
+from common.devices import resolve_precision
+from common.encoder import Encoder
+from common.metrics import classification_metrics, confusion_matrix
+
+
+def word_features() -> TfidfVectorizer:
+    """TF-IDF of words and word pairs."""
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+
+
+class EmbeddingFeatures(TransformerMixin, BaseEstimator):
+    """A frozen encoder's sentence embeddings."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def fit(self, texts: list[str], labels: Any = None) -> "EmbeddingFeatures":
+        """Nothing is learned from the texts."""
+        return self
+
+    def transform(self, texts: list[str]) -> np.ndarray:
+        """Texts to (n, dim) float32."""
+        precision = resolve_precision("auto", self.encoder.device)
+        return self.encoder.encode(list(texts), precision=precision)
+
+
+def linear_classifier(
+    features: BaseEstimator, learned: LabelledRows, asked: LabelledRows, task: str
+) -> dict[str, float]:
+    """Logistic regression with balanced classes on the features of one set of rows, measured on another."""
+    pipeline = make_pipeline(features, LogisticRegression(max_iter=2000, class_weight="balanced"))
+    pipeline.fit(learned.texts, learned.labels[task])
+    labels = learned.classes()[task]
+    truth = [labels.index(label) for label in asked.labels[task]]
+    predicted = [labels.index(label) for label in pipeline.predict(asked.texts)]
+    return {"rows": len(truth), **classification_metrics(confusion_matrix(truth, predicted, len(labels)))}
