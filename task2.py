@@ -46,7 +46,7 @@ RUN = ROOT / "runs" / "task2"
 CHUNK = 1024
 SHIPPED_WORDS = "the shipped encoder"
 SCRATCH_RATE, FINE_TUNING_RATE = 1e-4, 2e-5
-EMBEDDED = TrainingConfig(epochs=4, learning_rate=5e-5, batch_tokens=1024)
+EMBEDDED = TrainingConfig(epochs=5, learning_rate=1e-4, batch_tokens=1024)
 EMBEDDED_FROM_SCRATCH = TrainingConfig(epochs=4, learning_rate=2e-4, batch_tokens=1024)
 
 

@@ -36,7 +36,7 @@ TASKS = {
     "topic": ["Technology", "Science", "Politics", "Entertainment", "Sports"],
     "sentiment": ["Negative", "Neutral", "Positive"],
 }
-EMBEDDED = TrainingConfig(epochs=3, learning_rate=5e-5, batch_tokens=1024)
+EMBEDDED = TrainingConfig(epochs=3, learning_rate=1e-4, batch_tokens=1024)
 
 
 def build_parser() -> Parser:
