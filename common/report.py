@@ -149,7 +149,9 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], measures: Sequence[str])
 def moved_table(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> str:
     """A line for each part, bottom up: how far each strategy moved it, on average, as a share of its length."""
     gathered = by_strategy(rows)
-    lines = [[part, *(f"{np.mean(values[f'moved: {part}']):.2%}" for values in gathered.values())] for part in parts]
+    lines = [
+        [part, *(f"{100 * np.mean(values[f'moved: {part}']):.2g}%" for values in gathered.values())] for part in parts
+    ]
     return table(["moved", *gathered], lines)
 
 
@@ -182,10 +184,10 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]
         axes.grid(axis="y", alpha=0.3)
     for place, (strategy, values) in enumerate(gathered.items()):
         moved = [np.mean(values[f"moved: {stage}"]) for stage in stages]
-        grid[-1].plot([plain(stage) for stage in stages], moved, "o-", color=f"C{place}", label=plain(strategy))
+        grid[-1].plot(range(len(stages)), moved, "o-", color=f"C{place}", label=plain(strategy))
     grid[-1].set_yscale("log")
     grid[-1].set_ylabel("change / length at the start")
-    grid[-1].tick_params(axis="x", rotation=45)
+    grid[-1].set_xticks(range(len(stages)), [plain(stage) for stage in stages], rotation=45, ha="right")
     grid[-1].set_title("how far each stage moved")
     grid[-1].grid(alpha=0.3)
     grid[-1].legend()
