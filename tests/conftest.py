@@ -29,7 +29,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Precision "auto" means fp32 on every machine; what computes in bf16 asks for it."""
-    monkeypatch.setattr("common.devices.cpu_computes_bf16", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
 
 
 @pytest.fixture(scope="session")
