@@ -162,7 +162,7 @@ def print_table() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("sizes", nargs="*", choices=[*map(str, EPOCHS), "table"], metavar="size")
+    parser.add_argument("sizes", nargs="*", metavar="size", help=f"{', '.join(map(str, EPOCHS))}, or table")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many (default: %(default)s)")
     parser.add_argument("--one", nargs=3, metavar=("SCENARIO", "SIZE", "SEED"), help="this training alone")
     arguments = parser.parse_args()
@@ -172,6 +172,8 @@ def main() -> None:
         record(result_path(scenario, size, seed), {**about, **run_scenario(arguments.data, scenario, size, seed)})
         return
     for size in arguments.sizes:
+        if size not in (*map(str, EPOCHS), "table"):
+            parser.error(f"size {size}: there are {', '.join(map(str, EPOCHS))}, and table")
         if size == "table":
             print_table()
             continue
