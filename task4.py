@@ -8,6 +8,7 @@ python task4.py compare --data FILE --dev FILE             train with each strat
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from common.report import (
     rates_figure,
     save_figure,
     table,
+    training_figure,
     write_rows,
 )
 from common.trainer import TrainingConfig
@@ -133,12 +135,14 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def show_outcomes(outcomes: Sequence[Outcome], output: Path) -> None:
-    """Print a comparison's tables, and write `comparison.csv` and `comparison.png`."""
+    """Print a comparison's tables, and write `comparison.csv`, `comparison.png` and `training.png`."""
     rows, parts = [outcome.flat() for outcome in outcomes], list(outcomes[0].moved)
     accuracies = [f"{task} accuracy" for task in outcomes[0].test]
     kept = ["similarity kept", *(["sts before", "sts after"] if outcomes[0].scored else [])]
     write_rows(output / "comparison.csv", rows)
     save_figure(comparison_figure(rows, [*accuracies, kept[-1]], parts), output / "comparison.png")
+    first_seed = {outcome.strategy: asdict(outcome) for outcome in outcomes if outcome.seed == outcomes[0].seed}
+    save_figure(training_figure(first_seed), output / "training.png")
     heading("What came of it")
     print(comparison_table(rows, [*accuracies, *kept, "seconds"]))
     print("\nHow far each part moved, as a share of its length at the start:")
@@ -164,7 +168,8 @@ def show() -> None:
 
     heading("Written to runs/task4")
     print("learning_rates.png  the plan\ncomparison.png      what each way reached, and how far it moved each part")
-    print("comparison.csv      the same as numbers")
+    print("training.png        the dev scores as each way trained, and the gradient of every part")
+    print("comparison.csv      all of it as numbers")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,33 +1,36 @@
-"""What does each freezing scenario cost, reach and forget? Topic and sentiment, from the shipped encoder.
+"""What does each freezing scenario reach and forget, with how much data, near to the training corpus and far from it?
 
-    python -m benchmarks.freezing DATA SIZE [SIZE ...]    train and measure; a result that is there is kept
-    python -m benchmarks.freezing DATA table              print what was recorded as the README's tables
+    python -m benchmarks.freezing DATA TARGET SIZE [SIZE ...]   train and test; a result that is there is kept
+    python -m benchmarks.freezing DATA nearness                 how near each target's texts are to the corpus
+    python -m benchmarks.freezing DATA table                    print what was recorded as the README's tables
 
-DATA is the folder with `topic/`, `sentiment/` and `sts/`. A SIZE is the number of training rows, a third of them topic
-and two thirds sentiment; tests are a fixed random 2,000 rows of each task, and all of stsb_test. Each training runs in
-a process of its own, so that its peak memory is its own. "add" is a sequence: sentiment is learned first, then topic
-is added with what the scenario names frozen (and without sentiment's labels).
+DATA is the folder with `topic/`, `sentiment/`, `sts/` and `corpus/`. A SIZE is the number of training rows; tests are
+a fixed random 2,000 rows of each task, and all of stsb_test for what is forgotten. A TARGET is
+
+    both    topic and sentiment, a third of the rows topic and two thirds sentiment
+    topic   news alone: near to the corpus, which has news in it
+    code    far from it: four lines of the Python standard library, and which of five packages they are from
 """
 
 import argparse
+import gzip
 import json
-import subprocess
-import sys
+import random
+import sysconfig
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
-import psutil
+import numpy as np
 from accelerate.utils import set_seed
 
+from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import TASKS, TEST_ROWS, part_of
 from benchmarks.record import RESULTS, record
+from benchmarks.sts import minilm_folder
 from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, read_scored_pairs, training_tasks
 from common.devices import resolve_precision
-from common.encoder import SentenceEncoder
+from common.encoder import SHIPPED, SentenceEncoder
 from common.freezing import frozen_parts
 from common.heads import MultiTaskModel
 from common.losses import complete_weights
@@ -35,83 +38,81 @@ from common.metrics import evaluate_tasks, pair_similarities, spearman
 from common.report import mean_and_spread
 from common.trainer import MultiTaskTrainer, TrainingConfig
 
+OUTSIDE = "everything, then logistic regression on its embeddings"
 SCENARIOS = {
     "nothing": [],
     "the lower half": ["stages:0-3"],
     "topic's head": ["head:topic"],
     "sentiment's head": ["head:sentiment"],
     "the encoder": ["encoder"],
+    "everything": ["all"],
+    OUTSIDE: ["all"],
 }
-ADDED = {
-    "add: sentiment's head": ["head:sentiment"],
-    "add: its head and the lower half": ["head:sentiment", "stages:0-3"],
-    "add: its head and the encoder": ["head:sentiment", "encoder"],
-}
-SEEDS = (0, 1, 2)
-EPOCHS = {100: 10, 1_000: 4, 10_000: 2}
+PACKAGES = ("asyncio", "email", "multiprocessing", "unittest", "xml")
+TARGETS = {"both": tuple(TASKS), "topic": ("topic",), "code": ("package",)}
+MEASURES = {**TASKS, "package": "accuracy"}
+SEEDS = 3
+EPOCHS = {100: 10, 1_000: 4, 10_000: 1}
 RATE, HEADS_RATE = 5e-5, 1e-3  # heads alone need a higher one
+CORPUS_ROWS, NEARNESS_ROWS = 10_000, 500
 
 
 def learn(
-    model: MultiTaskModel, rows: LabelledRows, words: list[str], size: int, seed: int
-) -> tuple[MultiTaskModel, dict[str, float]]:
-    """Train with some parts frozen; the model, and what the training cost."""
+    model: MultiTaskModel, rows: LabelledRows, words: list[str], size: int, seed: int, output: str | Path
+) -> TrainingConfig:
+    """Train with some parts frozen, in place."""
     frozen = frozen_parts(model, words)
     alone = set(model.encoder.parts()) <= set(frozen)
     config = TrainingConfig(epochs=EPOCHS[size], learning_rate=HEADS_RATE if alone else RATE, seed=seed)
     data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
-    with peak_memory() as seen, tempfile.TemporaryDirectory() as folder:
-        weights = complete_weights([task for task in model.tasks if data.labelled(task)], {})
-        started = time.monotonic()
-        trainer = MultiTaskTrainer(model, data, config, folder, weights=weights, frozen=frozen)
-        progress = trainer.train()
-        seconds = time.monotonic() - started
-    state = trainer.optimizer.optimizer.state.values()
-    return model, {
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "learning_rate": config.learning_rate,
-        "milliseconds_per_step": 1000 * progress.seconds / progress.step,
-        "seconds": seconds,  # a frozen encoder's one pass over the data included
-        "added_megabytes": (max(seen) - seen[0]) / 1e6,
-        "optimizer_megabytes": sum(t.nbytes for values in state for t in values.values()) / 1e6,
-    }
+    weights = complete_weights([task for task in model.tasks if data.labelled(task)], {})
+    MultiTaskTrainer(model, data, config, output, weights=weights, frozen=frozen).train()
+    return config
 
 
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """The process's memory in bytes: first at the start, then twenty times a second."""
-    process, done = psutil.Process(), threading.Event()
-    seen = [process.memory_info().rss]
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            seen.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        watcher.join()
+def training_rows(data: Path, target: str, size: int) -> LabelledRows:
+    """A fixed random part of a target's training rows."""
+    if target == "code":
+        return code_rows(TEST_ROWS, TEST_ROWS + size)
+    if target == "topic":
+        return read_labelled_rows([part_of(data, "topic", "train", size)])
+    counts = {"topic": size // 3, "sentiment": size - size // 3}
+    return read_labelled_rows([part_of(data, task, "train", counts[task]) for task in TASKS])
 
 
-def training_rows(data: Path, size: int, tasks: list[str]) -> LabelledRows:
-    """A fixed random part of the training rows of these tasks."""
-    rows = {"topic": size // 3, "sentiment": size - size // 3}
-    return read_labelled_rows([part_of(data, task, "train", rows[task]) for task in tasks])
+def test_rows(data: Path, target: str) -> LabelledRows:
+    """2,000 test rows for each task of a target."""
+    if target == "code":
+        return code_rows(0, TEST_ROWS)
+    return read_labelled_rows([part_of(data, task, "test", TEST_ROWS) for task in TARGETS[target]])
 
 
-def measure(model: MultiTaskModel, data: Path) -> dict[str, float]:
+def code_rows(first: int, end: int) -> LabelledRows:
+    texts, labels = zip(*code_snippets()[first:end], strict=True)
+    return LabelledRows(list(texts), {"package": list(labels)}, [sysconfig.get_path("stdlib")] * len(texts))
+
+
+def code_snippets() -> list[tuple[str, str]]:
+    """Four lines of code and the package they stand in, shuffled; as many of each package."""
+    library = Path(sysconfig.get_path("stdlib"))
+    snippets = {name: [] for name in PACKAGES}
+    for name in PACKAGES:
+        for path in sorted((library / name).rglob("*.py")):
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            snippets[name] += [(" ".join(lines[i : i + 4]), name) for i in range(0, len(lines) - 3, 4)]
+    draw = random.Random(0)
+    fewest = min(map(len, snippets.values()))
+    chosen = [snippet for found in snippets.values() for snippet in draw.sample(found, fewest)]
+    draw.shuffle(chosen)
+    return chosen
+
+
+def measure(model: MultiTaskModel, data: Path, target: str) -> dict[str, float]:
     """Each task's test result, and Spearman on stsb_test."""
-    precision = resolve_precision("auto", model.encoder.device)
-    results = {}
-    for task, name in TASKS.items():
-        if task in model.tasks:
-            rows = read_labelled_rows([part_of(data, task, "test", TEST_ROWS)])
-            asked = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
-            results[task] = evaluate_tasks(model, asked, precision=precision)[task][name]
-    return {**results, "stsb_test": similarity(model.encoder, data)}
+    asked = MultiTaskDataset(test_rows(data, target), model.tasks, model.encoder.tokenizer)
+    results = evaluate_tasks(model, asked, precision=resolve_precision("auto", model.encoder.device))
+    reached = {task: results[task][MEASURES[task]] for task in results}
+    return {**reached, "stsb_test": similarity(model.encoder, data)}
 
 
 def similarity(encoder: SentenceEncoder, data: Path) -> float:
@@ -120,71 +121,103 @@ def similarity(encoder: SentenceEncoder, data: Path) -> float:
     return spearman(pair_similarities(encoder, *zip(*pairs.rows, strict=True), precision=precision), pairs.scores)
 
 
-def run_scenario(data: Path, scenario: str, size: int, seed: int) -> dict[str, object]:
-    """One scenario from the shipped encoder, or from a model that has learned sentiment."""
+def run_scenario(data: Path, encoder_name: str, target: str, scenario: str, size: int, seed: int) -> dict[str, object]:
+    """One scenario, from the start to its test."""
     set_seed(seed)
+    encoder = load_encoder(encoder_name)
+    rows = training_rows(data, target, size)
+    if scenario == OUTSIDE:
+        asked, reached = test_rows(data, target), {}
+        for task in TARGETS[target]:
+            learned, tested = (labelled_for(part, task) for part in (rows, asked))
+            reached[task] = linear_classifier(EmbeddingFeatures(encoder), learned, tested, task)[MEASURES[task]]
+        return {"reached": {**reached, "stsb_test": similarity(encoder, data)}}
+    model = MultiTaskModel(encoder, training_tasks(rows))
+    words, training = SCENARIOS[scenario], {}
+    if words != ["all"]:
+        with tempfile.TemporaryDirectory() as folder:
+            config = learn(model, rows, words, size, seed, folder)
+        training = {"epochs": config.epochs, "learning_rate": config.learning_rate}
+    return {**training, "reached": measure(model, data, target)}
+
+
+def labelled_for(rows: LabelledRows, task: str) -> LabelledRows:
+    """The rows that have a label for a task."""
+    kept = [(text, label) for text, label in zip(rows.texts, rows.labels[task], strict=True) if label is not None]
+    texts, labels = zip(*kept, strict=True)
+    return LabelledRows(list(texts), {task: list(labels)}, rows.places[: len(texts)])
+
+
+def load_encoder(name: str) -> SentenceEncoder:
+    return SentenceEncoder.from_pretrained({"shipped": SHIPPED, "minilm": minilm_folder()}[name])
+
+
+def nearness(data: Path) -> dict[str, float]:
+    """For each target: the cosine similarity of a text to the nearest of 10,000 corpus sentences, on average."""
     encoder = SentenceEncoder.from_pretrained()
-    if scenario not in ADDED:
-        rows = training_rows(data, size, list(TASKS))
-        model, cost = learn(MultiTaskModel(encoder, training_tasks(rows)), rows, SCENARIOS[scenario], size, seed)
-        return {"cost": cost, "reached": measure(model, data)}
-    first = training_rows(data, size, ["sentiment"])
-    model, _ = learn(MultiTaskModel(encoder, training_tasks(first)), first, [], size, seed)
-    before = measure(model, data)
-    second = training_rows(data, size, ["topic"])
-    model, cost = learn(model.with_tasks(training_tasks(second)), second, ADDED[scenario], size, seed)
-    return {"before": before, "cost": cost, "reached": measure(model, data)}
+    with gzip.open(data / "corpus" / "sentences.txt.gz", "rt", encoding="utf-8") as lines:
+        corpus = encoder.encode([line.strip() for line in islice(lines, CORPUS_ROWS)])
+    parts = {
+        "topic": test_rows(data, "topic"),
+        "sentiment": read_labelled_rows([part_of(data, "sentiment", "test", TEST_ROWS)]),
+        "code": test_rows(data, "code"),
+    }
+    return {
+        name: float(np.mean((encoder.encode(rows.texts[:NEARNESS_ROWS]) @ corpus.T).max(axis=1)))
+        for name, rows in parts.items()
+    }
 
 
-def result_path(scenario: str, size: int, seed: int) -> Path:
-    name = "".join(c if c.isalnum() else "-" for c in scenario)
-    return RESULTS / "freezing" / f"{name}-{size}-{seed}.json"
+def result_path(encoder: str, target: str, scenario: str, size: int, seed: int) -> Path:
+    name = scenario.split(",")[0] + " outside" * (scenario == OUTSIDE)
+    words = "-".join("".join(c if c.isalnum() else " " for c in name).split())
+    return RESULTS / "freezing" / f"{target}-{encoder}-{words}-{size}-{seed}.json"
 
 
-def print_table() -> None:
+def print_tables() -> None:
     """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
-    costs = ("trainable", "milliseconds_per_step", "added_megabytes", "optimizer_megabytes")
-    header = ["frozen", "rows", "seeds", "topic", "sentiment", "stsb_test", "sentiment before"]
-    header += ["trainable (million)", "ms a step", "memory it added (MB)", "optimizer (MB)"]
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for size in EPOCHS:
-        for scenario in (*SCENARIOS, *ADDED):
-            paths = [result_path(scenario, size, seed) for seed in SEEDS]
-            results = [json.loads(path.read_text()) for path in paths if path.is_file()]
-            if results:
-                reached = [mean_and_spread([r["reached"][name] for r in results]) for name in (*TASKS, "stsb_test")]
-                before = mean_and_spread([r["before"]["sentiment"] for r in results]) if scenario in ADDED else ""
-                means = [sum(r["cost"][name] for r in results) / len(results) for name in costs]
-                spent = [f"{means[0] / 1e6:.1f}", *(f"{mean:,.0f}" for mean in means[1:])]
-                if scenario in ADDED:
-                    spent[2] = ""  # the first training's memory is still held by the process
-                print(f"| {scenario} | {size:,} | {len(results)} | " + " | ".join([*reached, before, *spent]) + " |")
+    for target, tasks in TARGETS.items():
+        for encoder in ("shipped", "minilm"):
+            lines = []
+            for size in EPOCHS:
+                for scenario in SCENARIOS:
+                    paths = [result_path(encoder, target, scenario, size, seed) for seed in range(SEEDS)]
+                    results = [json.loads(path.read_text())["reached"] for path in paths if path.is_file()]
+                    if results:
+                        cells = [mean_and_spread([r[name] for r in results]) for name in (*tasks, "stsb_test")]
+                        lines.append(f"| {size:,} | {scenario} | {len(results)} | {' | '.join(cells)} |")
+            if lines:
+                header = ["rows", "frozen", "seeds", *tasks, "stsb_test"]
+                print(f"\n{target}, from {encoder}\n\n| {' | '.join(header)} |\n" + "|---" * len(header) + "|")
+                print("\n".join(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("sizes", nargs="*", metavar="size", help=f"{', '.join(map(str, EPOCHS))}, or table")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many (default: %(default)s)")
-    parser.add_argument("--one", nargs=3, metavar=("SCENARIO", "SIZE", "SEED"), help="this training alone")
+    parser.add_argument("target", choices=[*TARGETS, "nearness", "table"])
+    parser.add_argument("sizes", nargs="*", type=int, choices=list(EPOCHS), metavar="size")
+    parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
+    parser.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="scenario")
     arguments = parser.parse_args()
-    if arguments.one:
-        scenario, size, seed = arguments.one[0], int(arguments.one[1]), int(arguments.one[2])
-        about = {"scenario": scenario, "rows": size, "seed": seed}
-        record(result_path(scenario, size, seed), {**about, **run_scenario(arguments.data, scenario, size, seed)})
+    if arguments.target == "table":
+        print_tables()
         return
+    if arguments.target == "nearness":
+        record(RESULTS / "freezing" / "nearness.json", {"nearness": nearness(arguments.data)})
+        return
+    heads = [f"{task}'s head" for task in TASKS]
     for size in arguments.sizes:
-        if size not in (*map(str, EPOCHS), "table"):
-            parser.error(f"size {size}: there are {', '.join(map(str, EPOCHS))}, and table")
-        if size == "table":
-            print_table()
-            continue
-        for seed in SEEDS[: arguments.seeds]:
-            for scenario in (*SCENARIOS, *ADDED):
-                if not result_path(scenario, int(size), seed).is_file():
-                    print(f"\nfrozen: {scenario}; {size} rows, seed {seed}", flush=True)
-                    one = [sys.executable, "-m", "benchmarks.freezing", str(arguments.data)]
-                    subprocess.run([*one, "--one", scenario, size, str(seed)], check=True)
+        for seed in arguments.seeds:
+            for scenario in arguments.scenarios:
+                about = (arguments.encoder, arguments.target, scenario, size, seed)
+                path = result_path(*about)
+                if path.is_file() or (scenario in heads and arguments.target != "both"):
+                    continue
+                print(f"\n{arguments.target}, {size} rows, seed {seed}; frozen: {scenario}", flush=True)
+                named = dict(zip(("encoder", "target", "scenario", "rows", "seed"), about, strict=True))
+                record(path, {**named, **run_scenario(arguments.data, *about)})
 
 
 if __name__ == "__main__":

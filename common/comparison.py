@@ -27,6 +27,7 @@ from common.trainer import MultiTaskTrainer, TrainingConfig
 
 GRADUAL = "gradual"
 PAIRS = 1000
+GRADIENT_POINTS = 20
 RESULT, TRAINING = "result.json", "training"
 
 
@@ -66,6 +67,8 @@ class Outcome:
 
     `moved` is, for each part, the length of its change over its length at the start. `similarity_kept` is Spearman's
     correlation of the pairs' similarities before and after; `scored` that with their scores, before and after.
+    `dev_scores` are (step, macro F1 averaged over the tasks) at each look; `gradients` is, for each part, the norm of
+    its gradient before clipping, averaged over each of (up to) 20 equal stretches of the training.
     """
 
     strategy: str
@@ -74,6 +77,8 @@ class Outcome:
     moved: dict[str, float]
     similarity_kept: float
     scored: tuple[float, float] | None
+    dev_scores: list[tuple[int, float]]
+    gradients: dict[str, list[float]]
     seconds: float
 
     def flat(self) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def _kept_outcome(place: Path, described: dict[str, Any]) -> Outcome | None:
         saved = json.loads(path.read_text(encoding="utf-8"))
         earlier, outcome = saved.pop("setting"), Outcome(**saved)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error}); add --overwrite to train anew") from None
     if earlier != described:
         raise UserError(
             f"{place}: holds the result of other settings, weights or data; choose another --output, or add --overwrite"
@@ -186,6 +191,7 @@ def _train(
         complete_weights(list(tasks), {}),
         rates=described["rates"],
         unfreeze=described["unfreeze"],
+        watch_gradients=True,
         description=described,
     )
     progress = trainer.train(resume=(folder / CHECKPOINT).is_file())
@@ -203,11 +209,18 @@ def _train(
         moved={name: distance(start[name], copied(part)) for name, part in best.parts().items()},
         similarity_kept=spearman(before, after),
         scored=(spearman(before, scores), spearman(after, scores)) if scores else None,
+        dev_scores=[(row["step"], row["dev score"]) for row in progress.history],
+        gradients={name: stretches(norms) for name, norms in progress.gradients.items()},
         seconds=progress.seconds,
     )
     write_json(place / RESULT, {**asdict(outcome), "setting": described})
     shutil.rmtree(folder)  # a model for each training would fill the disk
     return outcome
+
+
+def stretches(values: Sequence[float]) -> list[float]:
+    """The means of up to `GRADIENT_POINTS` equal stretches of a sequence."""
+    return [float(stretch.mean()) for stretch in np.array_split(values, min(GRADIENT_POINTS, len(values)))]
 
 
 def copied(part: nn.Module) -> Tensor:

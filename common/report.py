@@ -195,6 +195,43 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]
     return figure
 
 
+def training_figure(outcomes: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """How each strategy got there: the dev scores as it trained, and the gradient of each part, from blue up to yellow.
+
+    Args:
+        outcomes: for each strategy, `dev_scores` as (step, score) and `gradients` as norms over time by part.
+    """
+    columns = min(len(outcomes) + 1, 4)
+    rows = -(-(len(outcomes) + 1) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4.5 * columns, 3.8 * rows), squeeze=False)
+    first, *panels = grid.flat
+    for strategy, outcome in outcomes.items():
+        first.plot(*zip(*outcome["dev_scores"], strict=True), "o-", label=plain(strategy))
+    first.set_xlabel("step")
+    first.set_title("dev score (macro F1, mean of the tasks)")
+    first.legend(fontsize=8)
+    for axes, (strategy, outcome) in zip(panels, outcomes.items(), strict=False):
+        if axes is not panels[0]:
+            axes.sharey(panels[0])
+        gradients = outcome["gradients"]
+        for place, (part, norms) in enumerate(gradients.items()):
+            share = (np.arange(len(norms)) + 0.5) / len(norms)
+            seen = np.where(np.array(norms) > 0, norms, np.nan)  # a frozen part has no gradient
+            colour = plt.colormaps["viridis"](place / max(len(gradients) - 1, 1))
+            axes.plot(share, seen, color=colour, label=plain(part), linewidth=1.2)
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share of the training")
+        axes.set_title(f"gradient norms: {plain(strategy)}")
+    panels[0].legend(fontsize=6, ncols=2)
+    for axes in grid.flat:
+        axes.grid(alpha=0.3)
+    for axes in panels[len(outcomes) :]:
+        axes.set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
 def confusion_figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """For each task, true classes against predicted ones: counts, shaded by the share of the true class."""
     figure, grid = plt.subplots(1, len(results), figsize=(5.5 * len(results), 5), squeeze=False)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from common.checkpoint import NAME as CHECKPOINT
@@ -98,6 +99,7 @@ class Progress:
     stopped_early: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the history's last row
+    gradients: dict[str, list[float]] = field(default_factory=dict)  # part to its gradient's norm at each step
     schedule: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # spent training, all parts of an interrupted run together
     run: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +117,7 @@ class Trainer:
         parts: parts of the objective by name, each with parameter groups of its own.
         rates: the learning rate of each part; without one it has the configuration's.
         frozen: the parts that stand still.
+        watch_gradients: keep the norm of each part's gradient, before clipping, at every step.
         description: what else a resumed run must share with the first, by name.
     """
 
@@ -129,10 +132,11 @@ class Trainer:
         parts: Mapping[str, nn.Module] | None = None,
         rates: Mapping[str, float] | None = None,
         frozen: Collection[str] = (),
+        watch_gradients: bool = False,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.data, self.output = config, data, Path(output)
-        self.save, self.evaluate = save, evaluate
+        self.save, self.evaluate, self.watch_gradients = save, evaluate, watch_gradients
         self.parts, self.frozen = dict(parts or {}), set(frozen)
         self.thaw: dict[str, int] = {}  # the step at which a part begins to train; until then it is frozen
         self.accelerator = build_accelerator(config.device, config.precision)
@@ -223,6 +227,9 @@ class Trainer:
             for name, value in losses.items():
                 seen[name].append(value.item())
         means = {name: sum(values) / len(values) for name, values in seen.items()}
+        if self.watch_gradients:
+            for name, part in self.parts.items():
+                self.progress.gradients.setdefault(name, []).append(gradient_norm(part))
         norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm))
         if not math.isfinite(means["loss"]) or not math.isfinite(norm):
             self._diverged(means["loss"], norm)
@@ -331,6 +338,7 @@ class MultiTaskTrainer(Trainer):
         rates: Mapping[str, float] | None = None,
         frozen: Collection[str] = (),
         unfreeze: float | None = None,
+        watch_gradients: bool = False,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.dev = model, dev
@@ -338,7 +346,19 @@ class MultiTaskTrainer(Trainer):
         save = partial(model.save_pretrained, output)
         described = {"task-weight": weights, "dev": dev.digest()[:12] if dev else None, **(description or {})}
         evaluate = self._evaluate_dev if dev else None
-        super().__init__(objective, data, config, output, save, evaluate, model.parts(), rates, frozen, described)
+        super().__init__(
+            objective,
+            data,
+            config,
+            output,
+            save,
+            evaluate,
+            parts=model.parts(),
+            rates=rates,
+            frozen=frozen,
+            watch_gradients=watch_gradients,
+            description=described,
+        )
         if unfreeze is not None:
             spread = self.total_steps / 2 / len(model.encoder.parts())
             thaw = gradual_unfreezing(model, unfreeze * len(self._plan(0)) or spread)
@@ -366,6 +386,11 @@ class MultiTaskTrainer(Trainer):
             ]
             lines.append(f"  {task:<{width}}  {'  '.join(parts)}")
         return "\n".join(lines)
+
+
+def gradient_norm(part: nn.Module) -> float:
+    """The length of a part's gradient; 0 where nothing in it has one."""
+    return float(get_total_norm([p.grad for p in part.parameters() if p.grad is not None]))
 
 
 def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:

@@ -179,3 +179,14 @@ def test_a_frozen_head_still_teaches_the_encoder(ours):
     objective(data.collate(range(len(TEXTS))))["loss"].backward()
     assert ours.encoder.layers[0].feed_forward.weight.grad.abs().sum() > 0
     assert ours.head("topic").classifier.weight.grad is None
+
+
+def test_watched_gradients_are_those_that_clipping_measures(ours, tmp_path, monkeypatch):
+    trainer = trainer_for(ours, tmp_path, frozen=frozen_parts(ours, ["stages:0-1"]), watch_gradients=True)
+    clip, lengths = trainer.accelerator.clip_grad_norm_, []
+    monkeypatch.setattr(
+        trainer.accelerator, "clip_grad_norm_", lambda *given: lengths.append(clip(*given)) or lengths[-1]
+    )
+    norms = torch.tensor(list(trainer.train().gradients.values()))  # (parts, steps)
+    assert torch.allclose(norms.square().sum(dim=0).sqrt(), torch.stack(lengths))
+    assert (norms[:2] == 0).all() and (norms[2:] > 0).all()

@@ -10,7 +10,7 @@ from PIL import Image
 import common.comparison
 import task4
 from common.cli import Interrupted, run
-from common.comparison import random_pairs, split_strategy
+from common.comparison import random_pairs, split_strategy, stretches
 from common.data import MultiTaskDataset
 from common.tokenizer import SentenceTokenizer
 from tests.test_encoder import tiny_transformer
@@ -107,6 +107,20 @@ def test_scored_pairs_show_how_similarity_changed(comparing, write_csv, tmp_path
     assert -1 <= float(row["sts before"]) <= 1 and -1 <= float(row["sts after"]) <= 1
 
 
+def test_an_outcome_tells_how_the_training_went(comparing, tmp_path):
+    task4.main([*comparing, "--strategies", "gradual", "--max-steps", "30", "--evaluate-every", "10"])
+    result = json.loads((tmp_path / "out" / "gradual-0" / "result.json").read_text())
+    assert [step for step, _ in result["dev_scores"]] == [10, 20, 30]
+    assert list(result["gradients"]) == list(result["moved"])
+    assert {len(norms) for norms in result["gradients"].values()} == {20}
+    assert result["gradients"]["embeddings"][0] == 0 < result["gradients"]["embeddings"][-1]
+
+
+def test_stretches_are_means_of_equal_parts():
+    assert stretches(list(range(40))) == [2 * i + 0.5 for i in range(20)]
+    assert stretches([1.0, 3.0]) == [1.0, 3.0]
+
+
 def test_strategies_are_rates_with_or_without_unfreezing():
     assert split_strategy("gradual") == ("uniform", 0.0)
     assert split_strategy("gradual+seed") == ("seed", 0.0)
@@ -182,5 +196,5 @@ def test_bare_it_shows_the_plan_compares_and_writes_everything(tiny_folder, monk
     shown = capsys.readouterr().out
     for word in ("0.9^(2L)", "uniform", "seed", "similarity kept", "layer 2"):
         assert word in shown
-    for figure in ("learning_rates.png", "comparison.png"):
+    for figure in ("learning_rates.png", "comparison.png", "training.png"):
         assert min(Image.open(tmp_path / "task4" / figure).size) > 400

@@ -1,0 +1,167 @@
+"""Layer-wise rates on real data: what does each strategy reach, at its best base rate, and what does it forget?
+
+    python -m benchmarks.strategies DATA STRATEGY [STRATEGY ...]    train and test; a result that is there is kept
+    python -m benchmarks.strategies DATA table                      print what was recorded as the README's tables
+    python -m benchmarks.strategies DATA figure                     draw it, into benchmarks/results/strategies
+
+DATA is the folder with `topic/`, `sentiment/` and `sts/`. Every strategy trains on the same fixed random rows with
+each of three base rates; the one with the best dev score is then trained with two more seeds. So no strategy is judged
+by a rate that suits another. Tests are a fixed random 2,000 rows of each task, and stsb_test for what is forgotten.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.multitask import DEV_ROWS, TASKS, TEST_ROWS, part_of
+from benchmarks.record import RESULTS, record
+from benchmarks.sts import minilm_folder
+from common.cli import ROOT
+from common.comparison import Setting, compare_strategies
+from common.data import read_labelled_rows, read_scored_pairs
+from common.report import mean_and_spread, save_figure, training_figure
+from common.trainer import TrainingConfig
+
+RUNS = ROOT / "runs" / "strategies"
+STRATEGIES = ("uniform", "seed", "decay:0.95", "decay:0.9", "decay:0.75", "gradual", "gradual+seed")
+BASE_RATES = (3e-5, 1e-4, 3e-4)
+SEEDS = 3
+ROWS = {"topic": 600, "sentiment": 1_200}
+CONFIG = {"epochs": 2, "batch_tokens": 1024, "evaluate_every": 35}
+STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
+
+
+def run_strategy(data: Path, encoder: str, strategy: str, rate: float, seed: int) -> dict[str, Any]:
+    """One training, with the program's own `task4.py compare`."""
+    train, dev, test = (
+        read_labelled_rows([part_of(data, task, part, rows[task]) for task in TASKS])
+        for part, rows in (
+            ("train", ROWS),
+            ("dev", dict.fromkeys(TASKS, DEV_ROWS)),
+            ("test", dict.fromkeys(TASKS, TEST_ROWS)),
+        )
+    )
+    pairs = read_scored_pairs(data / "sts" / "stsb_test.csv")
+    config = TrainingConfig(**CONFIG, learning_rate=rate)
+    setting = Setting(minilm_folder() if encoder == "minilm" else None, train, dev, test, pairs, config)
+    return asdict(compare_strategies(setting, [strategy], [seed], RUNS / encoder / f"{rate:g}")[0])
+
+
+def result_path(encoder: str, strategy: str, rate: float, seed: int) -> Path:
+    return RESULTS / "strategies" / f"{encoder}-{strategy.replace(':', '-')}-{rate:g}-{seed}.json"
+
+
+def recorded(encoder: str, strategy: str, rate: float, seed: int) -> dict[str, Any] | None:
+    """A training's outcome, if it is there."""
+    path = result_path(encoder, strategy, rate, seed)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def dev_score(outcome: dict[str, Any]) -> float:
+    """Macro F1 averaged over the tasks, of the model that is kept."""
+    return max(score for _, score in outcome["dev_scores"])
+
+
+def best_rate(encoder: str, strategy: str) -> float:
+    """The base rate with the highest dev score, of those whose first training is there."""
+    scores = {rate: dev_score(found) for rate in BASE_RATES if (found := recorded(encoder, strategy, rate, 0))}
+    return max(scores, key=scores.get)
+
+
+def train(data: Path, encoder: str, strategy: str) -> None:
+    """The sweep over base rates, then the other seeds at the best of them."""
+    runs = [(rate, 0) for rate in BASE_RATES] + [(None, seed) for seed in range(1, SEEDS)]
+    for rate, seed in runs:
+        rate = rate or best_rate(encoder, strategy)
+        if recorded(encoder, strategy, rate, seed) is None:
+            print(f"\n{strategy} from {encoder}, base rate {rate:g}, seed {seed}", flush=True)
+            outcome = run_strategy(data, encoder, strategy, rate, seed)
+            about = {"encoder": encoder, "learning_rate": rate, "rows": ROWS, "training": CONFIG}
+            record(result_path(encoder, strategy, rate, seed), {**about, **outcome})
+
+
+def at_best_rate(encoder: str) -> dict[str, tuple[float, list[dict[str, Any]]]]:
+    """For each strategy: its best base rate, and what was recorded at it."""
+    trained = [strategy for strategy in STRATEGIES if any(recorded(encoder, strategy, r, 0) for r in BASE_RATES)]
+    found = {}
+    for strategy in trained:
+        rate = best_rate(encoder, strategy)
+        outcomes = [recorded(encoder, strategy, rate, seed) for seed in range(SEEDS)]
+        found[strategy] = (rate, [outcome for outcome in outcomes if outcome])
+    return found
+
+
+def print_tables(encoder: str) -> None:
+    """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
+    best = at_best_rate(encoder)
+    if not best:
+        return
+    print(f"\nFrom {encoder}:\n")
+    header = ["strategy", "base rate", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test", "dev at half"]
+    lines = []
+    for strategy, (rate, outcomes) in best.items():
+        tests = [mean_and_spread([o["test"][task][measure] for o in outcomes]) for task, measure in TASKS.items()]
+        kept = mean_and_spread([o["scored"][1] for o in outcomes])
+        half = mean_and_spread([o["dev_scores"][len(o["dev_scores"]) // 2 - 1][1] for o in outcomes])
+        lines.append([strategy, f"{rate:g}", len(outcomes), *tests, kept, half])
+    print_markdown(header, lines)
+    print("\nThe sweep, seed 0: dev score, and stsb_test behind it\n")
+    lines = []
+    for strategy in best:
+        found = [recorded(encoder, strategy, rate, 0) for rate in BASE_RATES]
+        lines.append([strategy, *(f"{dev_score(o):.3f} ({o['scored'][1]:.3f})" if o else "" for o in found)])
+    print_markdown(["strategy", *(f"{rate:g}" for rate in BASE_RATES)], lines)
+    stages = [stage for stage in STAGES if stage in next(iter(best.values()))[1][0]["moved"]]
+    print("\nHow far each stage moved, as a share of its length at the start\n")
+    moved = [
+        [name, *(f"{100 * np.mean([o['moved'][stage] for o in found]):.2g}%" for stage in stages)]
+        for name, (_, found) in best.items()
+    ]
+    print_markdown(["strategy", *stages], moved)
+    print("\nThe gradient's norm, averaged over the first quarter of the training and over the last\n")
+    norms = []
+    for name, (_, found) in best.items():
+        cells = []
+        for stage in stages:
+            first, last = (
+                np.mean([np.mean(o["gradients"][stage][part]) for o in found]) for part in (slice(5), slice(-5, None))
+            )
+            cells.append(f"{first:.2g}, {last:.2g}")
+        norms.append([name, *cells])
+    print_markdown(["strategy", *stages], norms)
+
+
+def print_markdown(header: list[Any], lines: list[list[Any]]) -> None:
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    for line in lines:
+        print("| " + " | ".join(map(str, line)) + " |")
+
+
+def draw(encoder: str) -> None:
+    """Dev scores and gradients over the training, of each strategy's first seed at its best rate."""
+    outcomes = {name: found[0] for name, (_, found) in at_best_rate(encoder).items()}
+    if outcomes:
+        save_figure(training_figure(outcomes), RESULTS / "strategies" / f"{encoder}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("strategies", nargs="+", choices=[*STRATEGIES, "table", "figure"], metavar="strategy")
+    parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
+    arguments = parser.parse_args()
+    for strategy in arguments.strategies:
+        if strategy == "table":
+            print_tables(arguments.encoder)
+        elif strategy == "figure":
+            draw(arguments.encoder)
+        else:
+            train(arguments.data, arguments.encoder, strategy)
+
+
+if __name__ == "__main__":
+    main()
