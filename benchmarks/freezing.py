@@ -196,11 +196,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("target", choices=[*TARGETS, "nearness", "table"])
-    parser.add_argument("sizes", nargs="*", type=int, choices=list(EPOCHS), metavar="size")
+    parser.add_argument("sizes", nargs="*", type=int, metavar="size", help=", ".join(map(str, EPOCHS)))
     parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="scenario")
     arguments = parser.parse_args()
+    if unknown := set(arguments.sizes) - set(EPOCHS):
+        parser.error(f"size {min(unknown)}: there are {', '.join(map(str, EPOCHS))}")
     if arguments.target == "table":
         print_tables()
         return

@@ -1,0 +1,142 @@
+"""What does each freezing scenario cost? Time a step, memory, the optimizer's memory, trainable parameters.
+
+    python -m benchmarks.costs DATA          measure, in turns
+    python -m benchmarks.costs DATA table    print what was recorded as the README's table
+
+DATA is the folder with `topic/` and `sentiment/`. Every round trains each scenario for a dozen steps on the same
+batches, in a process of its own, so that its peak memory is its own; the first steps warm up and are not counted.
+Medians over the rounds are quoted. Let nothing else run meanwhile.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from accelerate.utils import set_seed
+
+from benchmarks.freezing import HEADS_RATE, RATE, SCENARIOS, training_rows
+from benchmarks.record import RESULTS, record
+from common.data import MultiTaskDataset, training_tasks
+from common.encoder import SentenceEncoder
+from common.freezing import frozen_parts
+from common.heads import MultiTaskModel
+from common.losses import complete_weights
+from common.trainer import MultiTaskTrainer, TrainingConfig
+
+PATH = RESULTS / "costs.json"
+MEASURED = [scenario for scenario, words in SCENARIOS.items() if words != ["all"]]  # with all frozen there is no step
+ROWS, STEPS, WARM_UP, ROUNDS = 300, 12, 4, 3
+
+
+class TimedTrainer(MultiTaskTrainer):
+    """Keeps the seconds that each step takes."""
+
+    def _step(self, batches: list[list[int]]) -> dict[str, float]:
+        started = time.perf_counter()
+        losses = super()._step(batches)
+        self.step_seconds = [*getattr(self, "step_seconds", []), time.perf_counter() - started]
+        return losses
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The process's memory in bytes: first at the start, then a hundred times a second."""
+    process, done = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            seen.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+
+
+def measure(data: Path, scenario: str) -> dict[str, float]:
+    """A dozen steps of one scenario."""
+    set_seed(0)
+    rows = training_rows(data, "both", ROWS)
+    model = MultiTaskModel(SentenceEncoder.from_pretrained(), training_tasks(rows))
+    frozen = frozen_parts(model, SCENARIOS[scenario])
+    rate = HEADS_RATE if scenario == "the encoder" else RATE
+    config = TrainingConfig(max_steps=STEPS, learning_rate=rate)
+    dataset = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    weights = complete_weights(list(model.tasks), {})
+    with peak_memory() as seen, tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        trainer = TimedTrainer(model, dataset, config, folder, weights=weights, frozen=frozen)
+        before = time.perf_counter() - started
+        trainer.train()
+    state = trainer.optimizer.optimizer.state.values()
+    return {
+        "milliseconds_per_step": 1000 * statistics.median(trainer.step_seconds[WARM_UP:]),
+        "milliseconds_per_text_before": 1000 * before / ROWS if scenario == "the encoder" else 0.0,
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "added_megabytes": (max(seen) - seen[0]) / 1e6,
+        "optimizer_megabytes": sum(t.nbytes for values in state for t in values.values()) / 1e6,
+    }
+
+
+def print_table() -> None:
+    """The recorded results as the README shows them: medians over the rounds."""
+    results = json.loads(PATH.read_text(encoding="utf-8"))["scenarios"]
+    header = [
+        "frozen",
+        "trainable (million)",
+        "ms a step",
+        "of nothing frozen",
+        "memory it added (MB)",
+        "optimizer (MB)",
+    ]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    whole = results["nothing"]["milliseconds_per_step"]
+    for scenario, cost in results.items():
+        share = cost["milliseconds_per_step"] / whole
+        cells = [f"{cost['trainable'] / 1e6:.1f}", f"{cost['milliseconds_per_step']:,.0f}", f"{share:.0%}"]
+        cells += [f"{cost[name]:,.0f}" for name in ("added_megabytes", "optimizer_megabytes")]
+        print(f"| {scenario} | " + " | ".join(cells) + " |")
+    once = results["the encoder"]["milliseconds_per_text_before"]
+    print(f"\nWith the encoder frozen, one pass before training: {once:.1f} ms a text")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("table", nargs="?", choices=["table"])
+    parser.add_argument("--one", choices=MEASURED, help="measure this scenario once, and print JSON")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_table()
+    elif arguments.one:
+        print(json.dumps(measure(arguments.data, arguments.one)))
+    else:
+        rounds = {scenario: [] for scenario in MEASURED}
+        for number in range(ROUNDS):
+            for scenario in MEASURED:
+                print(f"round {number + 1} of {ROUNDS}: {scenario}", flush=True)
+                one = [sys.executable, "-m", "benchmarks.costs", str(arguments.data), "--one", scenario]
+                shown = subprocess.run(one, check=True, capture_output=True, text=True).stdout
+                rounds[scenario].append(json.loads(shown.splitlines()[-1]))
+        medians = {
+            scenario: {name: statistics.median(found[name] for found in all_found) for name in all_found[0]}
+            for scenario, all_found in rounds.items()
+        }
+        record(PATH, {"rounds": ROUNDS, "steps": STEPS - WARM_UP, "scenarios": medians})
+
+
+if __name__ == "__main__":
+    main()
