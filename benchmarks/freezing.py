@@ -18,6 +18,7 @@ import json
 import random
 import sysconfig
 import tempfile
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -155,15 +156,16 @@ def load_encoder(name: str) -> SentenceEncoder:
 def nearness(data: Path) -> dict[str, float]:
     """For each target: the cosine similarity of a text to the nearest of 10,000 corpus sentences, on average."""
     encoder = SentenceEncoder.from_pretrained()
+    encode = partial(encoder.encode, precision=resolve_precision("auto", encoder.device))
     with gzip.open(data / "corpus" / "sentences.txt.gz", "rt", encoding="utf-8") as lines:
-        corpus = encoder.encode([line.strip() for line in islice(lines, CORPUS_ROWS)])
+        corpus = encode([line.strip() for line in islice(lines, CORPUS_ROWS)])
     parts = {
         "topic": test_rows(data, "topic"),
         "sentiment": read_labelled_rows([part_of(data, "sentiment", "test", TEST_ROWS)]),
         "code": test_rows(data, "code"),
     }
     return {
-        name: float(np.mean((encoder.encode(rows.texts[:NEARNESS_ROWS]) @ corpus.T).max(axis=1)))
+        name: float(np.mean((encode(rows.texts[:NEARNESS_ROWS]) @ corpus.T).max(axis=1)))
         for name, rows in parts.items()
     }
 
