@@ -223,7 +223,8 @@ def training_figure(outcomes: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the training")
         axes.set_title(f"gradient norms: {plain(strategy)}")
-    panels[0].legend(fontsize=6, ncols=2)
+    panels[0].legend(fontsize=6, ncols=3, loc="lower center")
+    panels[0].set_ylim(bottom=panels[0].get_ylim()[0] / 8)  # room for the legend
     for axes in grid.flat:
         axes.grid(alpha=0.3)
     for axes in panels[len(outcomes) :]:
