@@ -1,0 +1,84 @@
+"""With the encoder frozen, how fast and how long should the heads learn? The frozen encoder's rows of the README.
+
+    python -m benchmarks.heads DATA          train and measure
+    python -m benchmarks.heads DATA table    print what was recorded as the README's table
+
+DATA is the folder with `topic/` and `sentiment/`: 1,000 training rows from the shipped encoder, seed 0, each rate and
+number of epochs, measured on 300 dev rows and 2,000 test rows of each task.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from accelerate.utils import set_seed
+
+from benchmarks.freezing import test_rows, training_rows
+from benchmarks.multitask import DEV_ROWS, TASKS, part_of
+from benchmarks.record import RESULTS, record
+from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
+from common.devices import resolve_precision
+from common.encoder import SentenceEncoder
+from common.freezing import FrozenEncoderDataset, frozen_parts
+from common.heads import MultiTaskModel
+from common.losses import complete_weights
+from common.metrics import evaluate_tasks
+from common.trainer import MultiTaskTrainer, TrainingConfig
+
+PATH = RESULTS / "freezing" / "heads.json"
+ROWS = 1_000
+RATES, EPOCHS = (1e-4, 3e-4, 1e-3, 3e-3), (4, 16)
+
+
+def sweep(data: Path) -> list[dict[str, object]]:
+    """A training for each rate and number of epochs; the encoder's states of what is measured are computed once."""
+    rows = training_rows(data, "both", ROWS)
+    tasks, encoder = training_tasks(rows), SentenceEncoder.from_pretrained()
+    precision = resolve_precision("auto", encoder.device)
+
+    def with_states(part: LabelledRows) -> FrozenEncoderDataset:
+        return FrozenEncoderDataset(MultiTaskDataset(part, tasks, encoder.tokenizer), encoder, 2048, precision)
+
+    dev = with_states(read_labelled_rows([part_of(data, task, "dev", DEV_ROWS) for task in TASKS]))
+    test = with_states(test_rows(data, "both"))
+    found = []
+    for rate in RATES:
+        for epochs in EPOCHS:
+            set_seed(0)
+            model = MultiTaskModel(encoder, tasks)
+            config = TrainingConfig(epochs=epochs, learning_rate=rate)
+            frozen, weights = frozen_parts(model, ["encoder"]), complete_weights(list(tasks), {})
+            learned = MultiTaskDataset(rows, tasks, encoder.tokenizer)
+            with tempfile.TemporaryDirectory() as folder:
+                MultiTaskTrainer(model, learned, config, folder, weights=weights, frozen=frozen).train()
+            measured = {}
+            for name, part in (("dev", dev), ("test", test)):
+                results = evaluate_tasks(model, part, precision=precision)
+                measured[name] = {task: results[task][measure] for task, measure in TASKS.items()}
+            found.append({"learning_rate": rate, "epochs": epochs, **measured})
+    return found
+
+
+def print_table() -> None:
+    """The recorded results as the README shows them."""
+    header = ["heads' rate", "epochs", *(f"{part} {task}" for part in ("dev", "test") for task in TASKS)]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    for result in json.loads(PATH.read_text(encoding="utf-8"))["found"]:
+        cells = [f"{result[part][task]:.3f}" for part in ("dev", "test") for task in TASKS]
+        print(f"| {result['learning_rate']:g} | {result['epochs']} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("table", nargs="?", choices=["table"])
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_table()
+    else:
+        record(PATH, {"rows": ROWS, "found": sweep(arguments.data)})
+
+
+if __name__ == "__main__":
+    main()
