@@ -169,7 +169,8 @@ def show() -> None:
     heading("Written to runs/task4")
     print("learning_rates.png  the plan\ncomparison.png      what each way reached, and how far it moved each part")
     print("training.png        the dev scores as each way trained, and the gradient of every part")
-    print("comparison.csv      all of it as numbers")
+    print("comparison.csv      what comparison.png shows, as numbers")
+    print("*/result.json       one training each: that, its dev scores and its gradients")
 
 
 def main(arguments: Sequence[str]) -> None:
