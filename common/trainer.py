@@ -384,7 +384,8 @@ class MultiTaskTrainer(Trainer):
                 for word, name in (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"))
                 if (key := f"{where} {task} {name}") in row
             ]
-            lines.append(f"  {task:<{width}}  {'  '.join(parts)}")
+            if parts:  # a task that an added one's rows do not label has none
+                lines.append(f"  {task:<{width}}  {'  '.join(parts)}")
         return "\n".join(lines)
 
 

@@ -190,3 +190,8 @@ def test_watched_gradients_are_those_that_clipping_measures(ours, tmp_path, monk
     norms = torch.tensor(list(trainer.train().gradients.values()))  # (parts, steps)
     assert torch.allclose(norms.square().sum(dim=0).sqrt(), torch.stack(lengths))
     assert (norms[:2] == 0).all() and (norms[2:] > 0).all()
+
+
+def test_a_task_without_labels_has_no_line_in_the_history(ours, tmp_path):
+    shown = trainer_for(ours, tmp_path).describe({"step": 3, "train loss": 0.5, "train topic loss": 0.5})
+    assert "topic" in shown and "sentiment" not in shown
