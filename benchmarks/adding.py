@@ -5,7 +5,7 @@
 
 DATA is the folder with `topic/`, `sentiment/` and `sts/`. Sentiment is learned first, on two thirds of SIZE rows, from
 the shipped encoder; then topic is added, on the other third. In the second phase sentiment's labels are there again or
-not, and some parts are frozen. Tests are a fixed random 2,000 rows of each task, and all of stsb_test.
+not, and some stages are frozen. Tests are a fixed random 2,000 rows of each task, and all of stsb_test.
 """
 
 import argparse

@@ -4,8 +4,11 @@
     python -m benchmarks.distill DATA starts                   measure widened teachers before any training
     python -m benchmarks.distill DATA table                    print what was recorded as a table
 
-DATA is the folder with `sts/` and `corpus/`. Every variant sees the same first sentences of the corpus, and about as
-many tokens: 200 steps of 2,048, or as many fewer as its batches are larger.
+DATA is the folder with `sts/` and `corpus/`. Every variant starts from the teacher made twice as wide, and sees as many
+of the same first sentences of the corpus: 200 steps of 80, or as many fewer as its steps are larger.
+
+Before the training loop was changed, a step was 2,048 tokens, which 80 of these sentences come to; `batch-160` stands
+in the place of one of 4,096. A start from random layers with the teacher's token embeddings is no longer there.
 """
 
 import argparse
@@ -15,65 +18,69 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 import task1
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import corpus_part, minilm_folder
-from common.checkpoint import NAME as CHECKPOINT
+from benchmarks.widening import PROBE_SENTENCES, head_importance, most_important_heads, widen, widened_teacher
 from common.cli import ROOT
 from common.data import read_scored_pairs
 from common.devices import resolve_precision
-from common.distillation import PROBE_SENTENCES
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.metrics import pair_similarities, spearman
-from common.widening import head_importance, most_important_heads, widen
 
 RUNS = ROOT / "runs" / "distill"
 SENTENCES = 20_000
 BASE = {
-    "--widen": None,
     "--learning-rate": "2e-4",
     "--schedule": "cosine",
-    "--batch-tokens": "2048",
+    "--batch-size": "80",
     "--max-steps": "200",
     "--dropout": "0",
     "--similarity-weight": "5",
 }
-# What each variant changes in BASE; an option set to False is left out.
-VARIANTS: dict[str, tuple[str, dict[str, str | bool | None]]] = {
-    "base": ("widened teacher, rate 2e-4, no dropout, similarity weight 5, batches of 2,048 tokens", {}),
+# What each variant changes in BASE.
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "base": ("widened teacher, rate 2e-4, no dropout, similarity weight 5, steps of 80 sentences", {}),
     "rate-1e-4": ("rate 1e-4", {"--learning-rate": "1e-4"}),
     "rate-4e-4": ("rate 4e-4", {"--learning-rate": "4e-4"}),
     "dropout": ("dropout 0.1", {"--dropout": "0.1"}),
     "distance": ("embeddings only (similarity weight 0)", {"--similarity-weight": "0"}),
     "similarity": ("similarity weight 50", {"--similarity-weight": "50"}),
-    "batch-4096": ("batches of 4,096 tokens, half the steps", {"--batch-tokens": "4096", "--max-steps": "100"}),
-    "tokens": (
-        "random layers, the teacher's token embeddings",
-        {"--widen": False, "--from-scratch": None, "--learning-rate": "4e-4"},
-    ),
+    "batch-160": ("steps of 160 sentences, half as many", {"--batch-size": "160", "--max-steps": "100"}),
 }
+
+
+def probe_sentences(data: Path) -> list[str]:
+    """The sentences by which the teacher's heads are chosen."""
+    return corpus_part(data, SENTENCES).read_text(encoding="utf-8").splitlines()[:PROBE_SENTENCES]
+
+
+def start_folder(data: Path) -> Path:
+    """The folder of the start, the widened teacher; written where it is not there yet."""
+    folder = RUNS / "start"
+    if not (folder / "config.json").is_file():
+        set_seed(0)
+        teacher = SentenceEncoder.from_pretrained(minilm_folder())
+        widened_teacher(teacher, probe_sentences(data)).save_pretrained(folder)
+    return folder
 
 
 def train(data: Path, variant: str) -> dict[str, object]:
     """Train one variant with task1.py, going on where it was stopped."""
     words, changes = VARIANTS[variant]
-    chosen = {name: value for name, value in {**BASE, **changes}.items() if value is not False}
-    options = [word for pair in chosen.items() for word in pair if word is not None]
-    output = RUNS / variant
-    files = [str(corpus_part(data, SENTENCES)), "--teacher", minilm_folder(), "--dev", str(data / "sts/stsb_dev.csv")]
-    looks = ["--evaluate-every", str(int(chosen["--max-steps"]) // 4)]
-    if not (output / "training.json").is_file():
-        resume = ["--resume"] if (output / CHECKPOINT).is_file() else []
-        task1.main(["train", *files, *options, *looks, "--output", str(output), *resume])
-    trained = json.loads((output / "training.json").read_text())
-    return {"variant": words, "training": " ".join(options), **{k: trained[k] for k in ("seconds", "history")}}
+    chosen = {**BASE, **changes}
+    options = [word for pair in chosen.items() for word in pair]
+    start = ["--model", str(start_folder(data)), "--teacher", minilm_folder()]
+    dev = ["--dev", str(data / "sts/stsb_dev.csv"), "--evaluate-every", str(int(chosen["--max-steps"]) // 4)]
+    arguments = [str(corpus_part(data, SENTENCES)), *start, *dev, *options]
+    training = trained(task1.main, arguments, RUNS / variant, "training.json")
+    return {"variant": words, "training": " ".join(options), **{k: training[k] for k in ("seconds", "history")}}
 
 
 def measure_starts(data: Path) -> dict[str, float]:
     """The teacher, and what is left of it on stsb_dev when it is widened in each way, before any training."""
     pairs = read_scored_pairs(data / "sts" / "stsb_dev.csv")
     teacher = SentenceEncoder.from_pretrained(minilm_folder())
-    sentences = corpus_part(data, SENTENCES).read_text(encoding="utf-8").splitlines()[:PROBE_SENTENCES]
-    kept = most_important_heads(head_importance(teacher, sentences), EncoderConfig.num_attention_heads)
+    kept = most_important_heads(head_importance(teacher, probe_sentences(data)), EncoderConfig.num_attention_heads)
     set_seed(0)
     starts = {
         "the teacher": teacher,
@@ -99,12 +106,12 @@ def print_table() -> None:
     print("\n".join(f"| {name} | {value:.3f} |" for name, value in starts.items()) + "\n")
     header = ["variant", "stsb_dev after ¼", "½", "¾", "all", "minutes"]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for variant, (words, _) in VARIANTS.items():
+    for variant in VARIANTS:
         path = RESULTS / "distill" / f"{variant}.json"
         if path.is_file():
             result = json.loads(path.read_text())
             looks = [f"{row['dev spearman']:.3f}" for row in result["history"]]
-            print(f"| {words} | {' | '.join(looks)} | {result['seconds'] / 60:.1f} |")
+            print(f"| {result['variant']} | {' | '.join(looks)} | {result['seconds'] / 60:.1f} |")
 
 
 def main() -> None:

@@ -32,12 +32,11 @@ from benchmarks.sts import minilm_folder
 from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, read_scored_pairs, training_tasks
 from common.devices import resolve_precision
 from common.encoder import SHIPPED, SentenceEncoder
-from common.freezing import frozen_parts
 from common.heads import MultiTaskModel
-from common.losses import complete_weights
 from common.metrics import evaluate_tasks, pair_similarities, spearman
+from common.multitask import MultiTaskConfig, MultiTaskObjective
 from common.report import mean_and_spread
-from common.trainer import MultiTaskTrainer, TrainingConfig
+from common.train import Trainer
 
 OUTSIDE = "everything, then logistic regression on its embeddings"
 SCENARIOS = {
@@ -60,14 +59,14 @@ CORPUS_ROWS, NEARNESS_ROWS = 10_000, 500
 
 def learn(
     model: MultiTaskModel, rows: LabelledRows, words: list[str], size: int, seed: int, output: str | Path
-) -> TrainingConfig:
-    """Train with some parts frozen, in place."""
-    frozen = frozen_parts(model, words)
-    alone = set(model.encoder.parts()) <= set(frozen)
-    config = TrainingConfig(epochs=EPOCHS[size], learning_rate=HEADS_RATE if alone else RATE, seed=seed)
+) -> MultiTaskConfig:
+    """Train with some stages frozen, in place."""
+    alone = set(model.encoder.named_stages()) <= set(model.frozen_stages(*words))
+    rate = HEADS_RATE if alone else RATE
+    config = MultiTaskConfig(epochs=EPOCHS[size], learning_rate=rate, seed=seed, freeze=tuple(words))
+    model.untrained.clear()  # a new head may stay frozen, at random: that is one of the scenarios
     data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
-    weights = complete_weights([task for task in model.tasks if data.labelled(task)], {})
-    MultiTaskTrainer(model, data, config, output, weights=weights, frozen=frozen).train()
+    Trainer(MultiTaskObjective(model, data, config), config, output).train()
     return config
 
 
@@ -125,7 +124,7 @@ def similarity(encoder: SentenceEncoder, data: Path) -> float:
 def run_scenario(data: Path, encoder_name: str, target: str, scenario: str, size: int, seed: int) -> dict[str, object]:
     """One scenario, from the start to its test."""
     set_seed(seed)
-    encoder = load_encoder(encoder_name)
+    encoder = starting_encoder(encoder_name)
     rows = training_rows(data, target, size)
     if scenario == OUTSIDE:
         asked, reached = test_rows(data, target), {}
@@ -149,7 +148,7 @@ def labelled_for(rows: LabelledRows, task: str) -> LabelledRows:
     return LabelledRows(list(texts), {task: list(labels)}, rows.places[: len(texts)])
 
 
-def load_encoder(name: str) -> SentenceEncoder:
+def starting_encoder(name: str) -> SentenceEncoder:
     return SentenceEncoder.from_pretrained({"shipped": SHIPPED, "minilm": minilm_folder()}[name])
 
 

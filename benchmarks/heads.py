@@ -12,6 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from accelerate.utils import set_seed
 
 from benchmarks.freezing import test_rows, training_rows
@@ -20,11 +21,11 @@ from benchmarks.record import RESULTS, record
 from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
 from common.devices import resolve_precision
 from common.encoder import SentenceEncoder
-from common.freezing import FrozenEncoderDataset, frozen_parts
 from common.heads import MultiTaskModel
-from common.losses import complete_weights
 from common.metrics import evaluate_tasks
-from common.trainer import MultiTaskTrainer, TrainingConfig
+from common.multitask import MultiTaskConfig, MultiTaskObjective
+from common.states import FrozenEncoderDataset
+from common.train import Trainer
 
 PATH = RESULTS / "freezing" / "heads.json"
 ROWS = 1_000
@@ -38,7 +39,9 @@ def sweep(data: Path) -> list[dict[str, object]]:
     precision = resolve_precision("auto", encoder.device)
 
     def with_states(part: LabelledRows) -> FrozenEncoderDataset:
-        return FrozenEncoderDataset(MultiTaskDataset(part, tasks, encoder.tokenizer), encoder, 2048, precision)
+        data = MultiTaskDataset(part, tasks, encoder.tokenizer)
+        store = np.empty((sum(data.lengths), encoder.dim), dtype=np.float32)
+        return FrozenEncoderDataset(data, encoder, store, precision)
 
     dev = with_states(read_labelled_rows([part_of(data, task, "dev", DEV_ROWS) for task in TASKS]))
     test = with_states(test_rows(data, "both"))
@@ -47,11 +50,10 @@ def sweep(data: Path) -> list[dict[str, object]]:
         for epochs in EPOCHS:
             set_seed(0)
             model = MultiTaskModel(encoder, tasks)
-            config = TrainingConfig(epochs=epochs, learning_rate=rate)
-            frozen, weights = frozen_parts(model, ["encoder"]), complete_weights(list(tasks), {})
+            config = MultiTaskConfig(epochs=epochs, learning_rate=rate, freeze=("encoder",))
             learned = MultiTaskDataset(rows, tasks, encoder.tokenizer)
             with tempfile.TemporaryDirectory() as folder:
-                MultiTaskTrainer(model, learned, config, folder, weights=weights, frozen=frozen).train()
+                Trainer(MultiTaskObjective(model, learned, config), config, folder).train()
             measured = {}
             for name, part in (("dev", dev), ("test", test)):
                 results = evaluate_tasks(model, part, precision=precision)

@@ -21,9 +21,8 @@ import numpy as np
 
 import task2
 from benchmarks.linear import EmbeddingFeatures, linear_classifier, word_features
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import minilm_folder
-from common.checkpoint import NAME as CHECKPOINT
 from common.cli import ROOT
 from common.data import MultiTaskDataset, read_labelled_rows
 from common.devices import resolve_precision
@@ -78,22 +77,19 @@ def train(data: Path, system: str, seed: int) -> dict[str, object]:
     output = RUNS / f"{system}-{seed}"
     files = [str(part_of(data, task, "train", rows[task])) for task in tasks]
     dev = [str(part_of(data, task, "dev", ALL if system in ON_ALL else DEV_ROWS)) for task in tasks]
-    if not (output / "metrics.json").is_file():
-        resume = ["--resume"] if (output / CHECKPOINT).is_file() else []
-        command = ["train", *files, "--dev", *dev, "--output", str(output), *options, "--seed", str(seed)]
-        task2.main([*command, *resume])
+    arguments = [*files, "--dev", *dev, *options, "--seed", str(seed)]
+    metrics = trained(task2.main, arguments, output, "metrics.json")
     model = MultiTaskModel.from_pretrained(output)
     test = {}
     for task in tasks:
         asked = read_labelled_rows([part_of(data, task, "test", ALL if system in ON_ALL else TEST_ROWS)])
         labelled = MultiTaskDataset(asked, model.tasks, model.encoder.tokenizer)
         test |= evaluate_tasks(model, labelled, precision=resolve_precision("auto", model.encoder.device))
-    trained = json.loads((output / "metrics.json").read_text())
     return {
         "training": " ".join(options),
         "rows": {task: count_rows(data, task, rows[task]) for task in tasks},
-        "seconds": trained["seconds"],
-        "best": trained["best"],
+        "seconds": metrics["seconds"],
+        "best": metrics["best"],
         "test": test,
     }
 

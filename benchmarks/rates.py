@@ -1,4 +1,4 @@
-"""What does `python task4.py`, bare, reach? One rate for all parts beside layer-wise rates, on the embedded data.
+"""What does `python task4.py`, bare, reach? One rate for all stages beside layer-wise rates, on the sample data.
 
 python -m benchmarks.rates          train, measure, record
 python -m benchmarks.rates table    print what was recorded as the README's table

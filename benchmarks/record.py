@@ -1,7 +1,12 @@
-"""What every recorded result carries: the command, the date, the machine and the versions it ran with."""
+"""What the programs share: a training that goes on where it was stopped, a result with all that is needed to repeat it.
 
+Every recorded result carries the command, the date, the machine and the versions it ran with.
+"""
+
+import json
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -9,8 +14,9 @@ from typing import Any
 
 import torch
 
+from common.checkpoint import CHECKPOINT
 from common.devices import cpu_computes_bf16
-from common.report import write_json
+from common.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
@@ -26,6 +32,16 @@ def machine() -> dict[str, Any]:
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+
+
+def trained(
+    main: Callable[[Sequence[str]], None], arguments: Sequence[str], output: Path, result: str
+) -> dict[str, Any]:
+    """What a script's `train` writes into `result` beside its model; it trains, or goes on, where that is not there."""
+    if not (output / result).is_file():
+        resume = ["--resume"] if (output / CHECKPOINT).is_file() else []
+        main(["train", *arguments, "--output", str(output), *resume])
+    return json.loads((output / result).read_text(encoding="utf-8"))
 
 
 def record(path: Path, result: dict[str, Any]) -> None:

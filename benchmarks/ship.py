@@ -1,31 +1,39 @@
-"""How few bits do the weights need? And: write the encoder that ships.
+"""How few bits do the weights need? And: make the encoder that ships.
 
     python -m benchmarks.ship DATA ENCODER
 
-ENCODER is the folder that `task1.py train` wrote (the command is in common/weights/README.md). Its matrices are rounded
-to 8 bits and fewer, each time measured on stsb_dev; the choice below is written to common/weights, and the
+ENCODER is the folder for the trained encoder; a training that is there is kept. It is distilled from all-MiniLM-L6-v2,
+from the start that `benchmarks/distill.py` makes, on 232,000 sentences of the corpus in DATA. Its matrices are then
+rounded to 8 bits and fewer, each time measured on stsb_dev; the choice below is written to common/weights, and the
 similarities of some reference sentences recorded.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import RESULTS, record
+import task1
+from benchmarks.distill import start_folder
+from benchmarks.quantization import save_quantized
+from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import minilm_folder
-from common.data import SAMPLES, read_scored_pairs, read_training_rows
-from common.encoder import QUANTIZED, SHIPPED, SentenceEncoder
+from benchmarks.widening import widen
+from common.bert import COMPACT
+from common.data import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
+from common.encoder import SHIPPED, SentenceEncoder
 from common.metrics import pair_similarities, spearman
-from common.quantization import save_quantized
 from common.tokenizer import MAX_LENGTH
-from common.widening import widen
 
+# A step was 2,048 tokens, some 86 sentences, for the weights that were made before the training loop was changed.
+TRAINING = [
+    *("--learning-rate", "4e-4", "--schedule", "cosine", "--dropout", "0"),
+    *("--batch-size", "80", "--max-steps", "2900", "--evaluate-every", "290"),
+]
 CHOICES: dict[str, Callable[[str], int]] = {
     "8 bits": lambda _: 8,
     "7 bits": lambda _: 7,
@@ -41,57 +49,77 @@ LOADINGS = 5
 
 
 def reference_pairs() -> list[tuple[str, str]]:
-    """Sentences with their paraphrase and their near miss, from the embedded pairs."""
+    """Sentences with their paraphrase and their near miss, from the sample pairs."""
     rows = read_training_rows([SAMPLES / "pairs_dev.csv"]).rows[: REFERENCE_PAIRS // 2]
     return [(row[0], other) for row in rows for other in row[1:]]
 
 
-def widening_difference(sentences: list[str]) -> float:
+def widening_difference(sentences: Sequence[str]) -> float:
     """The largest difference between the teacher's embeddings and its exact widening's, which are [e; e] / sqrt(2)."""
     teacher = SentenceEncoder.from_pretrained(minilm_folder())
     wide = widen(teacher, positions="learned", noise=0).eval()
     return float(np.abs(wide.encode(sentences) - np.tile(teacher.encode(sentences), 2) / 2**0.5).max())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("encoder")
-    arguments = parser.parse_args()
-    dev = read_scored_pairs(arguments.data / "sts" / "stsb_dev.csv")
+def distil(data: Path, output: Path) -> dict[str, object]:
+    """Train the encoder where that is not done (going on where it was stopped); gives how it was trained."""
+    start = ["--model", str(start_folder(data)), "--teacher", minilm_folder()]
+    dev = ["--dev", str(data / "sts" / "stsb_dev.csv")]
+    arguments = [str(data / "corpus" / "sentences.txt.gz"), *start, *dev, *TRAINING]
+    training = trained(task1.main, arguments, output, "training.json")
+    # The digests of start and teacher are kept, the folders they lay in are not.
+    settings = {name: value for name, value in training["settings"].items() if name != "model"}
+    return {"settings": settings, **{name: training[name] for name in ("seconds", "best", "history")}}
+
+
+def round_weights(encoder: SentenceEncoder, dev: TrainingRows) -> dict[str, dict[str, float]]:
+    """For each choice of bits: the size of the weights, and what the encoder then reaches on the dev pairs."""
     left, right = zip(*dev.rows, strict=True)
-    encoder = SentenceEncoder.from_pretrained(arguments.encoder)
-    encoder.cut_at(MAX_LENGTH)  # a widened teacher would go on cutting at the teacher's length
     full = pair_similarities(encoder, left, right)
-    rounded = {"as trained": {"megabytes": 4 * sum(p.numel() for p in encoder.parameters()) / 1e6}}
-    rounded["as trained"]["stsb_dev"] = spearman(full, dev.scores)
+    size = 4 * sum(p.numel() for p in encoder.parameters()) / 1e6
+    rounded = {"as trained": {"megabytes": size, "stsb_dev": spearman(full, dev.scores)}}
     for name, bits in CHOICES.items():
         with tempfile.TemporaryDirectory() as folder:
             save_quantized(encoder, folder, bits)
             similarities = pair_similarities(SentenceEncoder.from_pretrained(folder), left, right)
-            size = (Path(folder) / QUANTIZED).stat().st_size / 1e6
+            size = (Path(folder) / COMPACT).stat().st_size / 1e6
         rounded[name] = {
             "megabytes": size,
             "stsb_dev": spearman(similarities, dev.scores),
             "largest_difference": float(np.abs(similarities - full).max()),
         }
-    for name, row in rounded.items():
-        print(f"{name:<18} {row['megabytes']:6.1f} MB  stsb_dev {row['stsb_dev']:.4f}")
-    save_quantized(encoder, SHIPPED, CHOICES[SHIPS])
+    return rounded
+
+
+def seconds_to_load() -> float:
+    """The median over a few loadings of the shipped encoder."""
     seconds = []
     for _ in range(LOADINGS):
         started = time.perf_counter()
-        shipped = SentenceEncoder.from_pretrained()
+        SentenceEncoder.from_pretrained()
         seconds.append(time.perf_counter() - started)
-    pairs = reference_pairs()
-    reference = {"pairs": pairs, "similarities": pair_similarities(shipped, *zip(*pairs, strict=True)).tolist()}
-    loading = {"ships": SHIPS, "seconds_to_load": statistics.median(seconds)}
-    difference = widening_difference([*left[:100], *right[:100]])
-    print(f"widened with all its heads and its positions, the teacher's embeddings differ by {difference:.1e}")
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("encoder", type=Path)
+    arguments = parser.parse_args()
+    training = distil(arguments.data, arguments.encoder)
+    dev = read_scored_pairs(arguments.data / "sts" / "stsb_dev.csv")
+    encoder = SentenceEncoder.from_pretrained(arguments.encoder)
+    encoder.cut_at(MAX_LENGTH)  # a widened teacher would go on cutting at the teacher's length
+    rounded = round_weights(encoder, dev)
+    for name, row in rounded.items():
+        print(f"{name:<18} {row['megabytes']:6.1f} MB  stsb_dev {row['stsb_dev']:.4f}")
+    save_quantized(encoder, SHIPPED, CHOICES[SHIPS])
+    loading = {"ships": SHIPS, "seconds_to_load": seconds_to_load()}
     print(f"{SHIPS} written to common/weights, loaded in {loading['seconds_to_load']:.2f} s")
-    trained = json.loads((Path(arguments.encoder) / "training.json").read_text(encoding="utf-8"))
-    settings = {name: value for name, value in trained["settings"].items() if name != "teacher"}
-    training = {"settings": settings, **{name: trained[name] for name in ("seconds", "best", "history")}}
+    difference = widening_difference([sentence for row in dev.rows[:100] for sentence in row])
+    print(f"widened with all its heads and its positions, the teacher's embeddings differ by {difference:.1e}")
+    pairs = reference_pairs()
+    similarities = pair_similarities(SentenceEncoder.from_pretrained(), *zip(*pairs, strict=True))
     record(
         RESULTS / "ship.json",
         {
@@ -99,7 +127,7 @@ def main() -> None:
             "widening_difference": difference,
             "rounded": rounded,
             **loading,
-            "reference": reference,
+            "reference": {"pairs": pairs, "similarities": similarities.tolist()},
         },
     )
 

@@ -23,15 +23,16 @@ from benchmarks.sts import minilm_folder
 from common.cli import ROOT
 from common.comparison import Setting, compare_strategies
 from common.data import read_labelled_rows, read_scored_pairs
-from common.report import mean_and_spread, save_figure, training_figure
-from common.trainer import TrainingConfig
+from common.figures import save_figure, training_figure
+from common.multitask import MultiTaskConfig
+from common.report import mean_and_spread
 
 RUNS = ROOT / "runs" / "strategies"
-STRATEGIES = ("uniform", "seed", "decay:0.95", "decay:0.9", "decay:0.75", "gradual", "gradual+seed")
+STRATEGIES = ("uniform", "layerwise", "decay:0.95", "decay:0.9", "decay:0.75", "gradual", "gradual+layerwise")
 BASE_RATES = (3e-5, 1e-4, 3e-4)
 SEEDS = 3
 ROWS = {"topic": 600, "sentiment": 1_200}
-CONFIG = {"epochs": 2, "batch_tokens": 1024, "evaluate_every": 35}
+CONFIG = {"epochs": 2, "batch_size": 32, "evaluate_every": 29}
 STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
 
 
@@ -46,7 +47,7 @@ def run_strategy(data: Path, encoder: str, strategy: str, rate: float, seed: int
         )
     )
     pairs = read_scored_pairs(data / "sts" / "stsb_test.csv")
-    config = TrainingConfig(**CONFIG, learning_rate=rate)
+    config = MultiTaskConfig(**CONFIG, learning_rate=rate)
     setting = Setting(minilm_folder() if encoder == "minilm" else None, train, dev, test, pairs, config)
     return asdict(compare_strategies(setting, [strategy], [seed], RUNS / encoder / f"{rate:g}")[0])
 

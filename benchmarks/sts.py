@@ -19,8 +19,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import task1
-from benchmarks.record import RESULTS, record
-from common.checkpoint import NAME as CHECKPOINT
+from benchmarks.record import RESULTS, record, trained
 from common.cli import ROOT
 from common.data import SAMPLES, TrainingRows, read_scored_pairs
 from common.devices import resolve_precision
@@ -45,7 +44,7 @@ WORDS = {
     "stsb-scratch": "random weights, then stsb_train (ranking loss)",
     "shipped": "**the shipped encoder**",
     "stsb": "the shipped encoder, then stsb_train (ranking loss)",
-    "pairs": "the shipped encoder, then the embedded pairs (contrastive)",
+    "pairs": "the shipped encoder, then the sample pairs (contrastive)",
     "simcse": f"the shipped encoder, then SimCSE on {SIMCSE_SENTENCES:,} sentences",
     "tfidf-words": "TF-IDF of words (1, 2)",
     "tfidf-characters": "TF-IDF of characters (2 to 5)",
@@ -71,20 +70,16 @@ def corpus_part(data: Path, sentences: int) -> Path:
 
 def train(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
     """Train a system with task1.py (going on where it was stopped) and give its similarity."""
-    output = RUNS / system
     names = {"sts": data / "sts", "samples": SAMPLES}
     if "{part}" in TRAINED[system]:
         names["part"] = corpus_part(data, SIMCSE_SENTENCES)
     arguments = [word.format(**names) for word in TRAINED[system]]
-    if not (output / "training.json").is_file():
-        resume = ["--resume"] if (output / CHECKPOINT).is_file() else []
-        task1.main(["train", *arguments, "--output", str(output), *resume])
-    trained = json.loads((output / "training.json").read_text())
-    encoder = SentenceEncoder.from_pretrained(output)
+    training = trained(task1.main, arguments, RUNS / system, "training.json")
+    encoder = SentenceEncoder.from_pretrained(RUNS / system)
     return encoder_similarity(encoder), {
         "training": " ".join(TRAINED[system]),
-        "seconds": trained["seconds"],
-        "history": trained["history"],
+        "seconds": training["seconds"],
+        "history": training["history"],
     }
 
 

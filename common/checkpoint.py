@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.cli import UserError
+from common.errors import UserError
 from common.files import atomic_file
 
-NAME = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
-    """Write model, optimizer, torch's random states and `progress` (anything JSON holds) to one file in `folder`."""
+    """Write model, optimizer and `progress` (anything JSON holds) to one file in `folder`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    with atomic_file(folder / NAME) as temporary:
+    with atomic_file(folder / CHECKPOINT) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"progress": json.dumps(progress)})
 
@@ -39,30 +37,27 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return json.loads(_open(folder).metadata()["progress"])
 
 
-def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Put model, optimizer and random states back as they were saved; returns the saved `progress`.
+def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Put model and optimizer back as they were saved.
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or it belongs to another model.
     """
     saved = _open(folder)
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
-    for key in saved.keys():  # noqa: SIM118 (no mapping: it has only keys())
-        group, name = key.split(".", 1)
-        groups[group][name] = saved.get_tensor(key)
-    try:
-        model.load_state_dict(groups["model"])
-    except RuntimeError:
-        raise UserError(f"{folder / NAME}: belongs to a model of another shape") from None
+    weights: dict[str, Tensor] = {}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in groups["optimizer"].items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+    for key in saved.keys():  # noqa: SIM118 (no mapping: it has only keys())
+        kind, name = key.split(".", 1)
+        if kind == "model":
+            weights[name] = saved.get_tensor(key)
+        else:
+            index, name = name.split(".", 1)
+            state.setdefault(int(index), {})[name] = saved.get_tensor(key)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(f"{folder / CHECKPOINT}: belongs to a model of another shape") from None
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(groups["random"]["cpu"])
-    if "cuda" in groups["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(groups["random"]["cuda"])
-    return json.loads(saved.metadata()["progress"])
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -74,10 +69,42 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _open(folder: Path) -> Any:
-    path = folder / NAME
+    path = folder / CHECKPOINT
     if not path.is_file():
         raise UserError(f"{folder}: no checkpoint to resume from")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: the checkpoint is damaged ({error})") from None
+
+
+def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
+    """UserError where training into `output` would lose what is there, or has nothing there to resume."""
+    output = Path(output)
+    if overwrite and resume:
+        raise UserError("goes on with a run that overwrite discards: choose one", "resume")
+    if resume and not (output / CHECKPOINT).is_file():
+        raise UserError(f"{output}: no checkpoint to resume from")
+    if overwrite or resume:
+        return
+    if (output / CHECKPOINT).is_file():
+        raise UserError(f"{output} holds an unfinished run: resume it, or overwrite it", "output")
+    if (output / "config.json").is_file():
+        raise UserError(f"{output} holds a model already: choose another folder, or overwrite it", "output")
+
+
+def same_folder(start: str | None, output: str) -> bool:
+    """Whether a training starts from the folder that it writes to."""
+    return start is not None and Path(start).resolve() == Path(output).resolve()
+
+
+def refuse_other_run(output: Path, saved: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """UserError where the unfinished run in `output` is not the one that is to go on."""
+    for name in {**run["settings"], **saved["settings"]}:
+        was, now = (settings["settings"].get(name) for settings in (saved, run))
+        if was != now:
+            raise UserError(
+                f"is {now}, but {was} in the unfinished run in {output}; resume with the same options", name
+            )
+    if saved["data"] != run["data"]:
+        raise UserError(f"{output}: the unfinished run there was trained on other data; resume with the same files")

@@ -1,75 +1,99 @@
-"""What the three command lines share: options made from dataclasses, and a user's mistake as one sentence."""
+"""A command line made from frozen dataclasses: one a command, each field an option with its help and its check."""
 
 import argparse
 import dataclasses
+import inspect
+import math
+import os
 import signal
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from common.errors import Interrupted, UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 MISTAKE, INTERRUPTED = 2, 130
 
-
-class UserError(ValueError):
-    """Something only the user can put right. The message says what is wrong, where, and what would be right."""
+Check = Callable[[Any, str], None]
 
 
-class Interrupted(Exception):
-    """Work was stopped on request, at a point from which it can go on. The message says how."""
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    check: Check | None = None,
+    positional: bool = False,
+    compared: bool = True,
+    **argparse_options: Any,
+) -> Any:
+    """A dataclass field that is also an option of the command line; without a default it must be given.
+
+    Args:
+        check: called with a value that is not None and the field's name; raises UserError.
+        positional: given by its place, not by its name.
+        compared: a resumed run must share it with the run it goes on from.
+        argparse_options: what argparse is to do otherwise than by the field's type.
+    """
+    how = {"help": help, "check": check, "positional": positional, "compared": compared, "argparse": argparse_options}
+    return dataclasses.field(default=default, metadata=how)
 
 
-def option(default: Any, help: str, **choices: Any) -> Any:
-    """A dataclass field that `add_options` turns into a command line option with this help text."""
-    return dataclasses.field(default=default, metadata={"help": help, **choices})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A dataclass of options that checks each of them, from the command line and from Python alike."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, check = getattr(self, field.name), field.metadata.get("check")
+            choices = field.metadata.get("argparse", {}).get("choices")
+            if choices and value not in choices:
+                raise UserError(f"must be one of {', '.join(choices)}, not {value}", field.name)
+            if check and value is not None:
+                check(value, field.name)
+
+    def compared(self) -> dict[str, Any]:
+        """The options that a resumed run must share with the run it goes on from."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("compared", True)}
 
 
-def add_options(parser: argparse.ArgumentParser, config_class: type, **defaults: Any) -> None:
-    """Add one `--option` for each field of a configuration dataclass; `defaults` override the field's own."""
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        if "help" not in field.metadata:
-            continue
-        kind = next((t for t in typing.get_args(hints[field.name]) if t is not type(None)), hints[field.name])
-        default = defaults.get(field.name, field.default)
-        shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=kind,
-            default=default,
-            choices=field.metadata.get("choices"),
-            metavar=None if "choices" in field.metadata else kind.__name__.upper(),
-            help=field.metadata["help"] + shown,
-        )
+def at_least(lowest: float) -> Check:
+    """A check that a value is `lowest` or more, and finite."""
+    return _checked(lambda value: lowest <= value < math.inf, f"{lowest} or more")
 
 
-def config_from(arguments: argparse.Namespace, config_class: type) -> Any:
-    """The configuration dataclass that the parsed options describe."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return config_class(**{name: value for name, value in vars(arguments).items() if name in names})
+def above(lowest: float) -> Check:
+    """A check that a value is above `lowest`, and finite."""
+    return _checked(lambda value: lowest < value < math.inf, f"above {lowest}")
 
 
-def names(text: str) -> list[str]:
+def between(lowest: float, highest: float) -> Check:
+    """A check that a value is from `lowest` to `highest`."""
+    return _checked(lambda value: lowest <= value <= highest, f"from {lowest} to {highest}")
+
+
+def within(lowest: float, highest: float) -> Check:
+    """A check that a value is from `lowest` to below `highest`."""
+    return _checked(lambda value: lowest <= value < highest, f"from {lowest} to below {highest}")
+
+
+def _checked(holds: Callable[[float], bool], words: str) -> Check:
+    def check(value: float, name: str) -> None:
+        if not holds(value):
+            raise UserError(f"must be {words}, not {value}", name)
+
+    return check
+
+
+def names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated option."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def refuse_several(arguments: argparse.Namespace, *options: str) -> None:
-    """UserError where more than one of these options is given, each of which says what to start from."""
-    given = [option for option in options if getattr(arguments, option.strip("-").replace("-", "_"))]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} each say what to start from: choose one")
-
-
-def progress_bar(total: int | None, unit: str, description: str, done: int = 0) -> tqdm:
-    """A bar with rate and time left on a terminal; a line now and then where the output goes to a file."""
-    interval = 0.1 if sys.stderr.isatty() else 20
-    return tqdm(total=total, initial=done, unit=unit, desc=description, dynamic_ncols=True, mininterval=interval)
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,24 +103,135 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def parse(command: type, arguments: Sequence[str], program: str, description: str) -> Any:
+    """The instance of a command's dataclass that the arguments describe."""
+    described = inspect.cleandoc(description)
+    parser = Parser(program, description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints, owners = typing.get_type_hints(command), {}
+    for owner in command.__mro__:  # an option belongs to the class that first had it
+        owners |= dict.fromkeys(vars(owner).get("__annotations__", {}), owner)
+    for owner in dict.fromkeys([command, *command.__mro__]):  # a command's own options come first
+        own = [f for f in dataclasses.fields(command) if owners[f.name] is owner and "help" in f.metadata]
+        group = parser if owner is command or not own else parser.add_argument_group(owner.__doc__.splitlines()[0][:-1])
+        for field in own:
+            _add_option(group, field, hints[field.name])
+    values = vars(parser.parse_args(arguments))
+    return command(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
+    """One argparse argument from a field: its name, type and default, and what its `option` says."""
+    how = dict(field.metadata["argparse"])
+    kind = next((t for t in typing.get_args(hint) if t not in (type(None), ...)), hint)
+    required = field.default is dataclasses.MISSING
+    shown = how.pop("shown", None if required or field.default in (None, False, ()) else field.default)
+    help_text = field.metadata["help"] + (f" (default: {shown})" if shown is not None else "")
+    if hint is bool:
+        how["action"] = "store_true"
+    elif kind is not str or "type" in how:
+        how["type"] = _converter(how.get("type", kind))
+    if hint is not bool and "choices" not in how:
+        how.setdefault("metavar", field.name.upper() if kind is str else kind.__name__.upper())
+    if field.metadata["positional"]:
+        group.add_argument(field.name, help=help_text, **how)
+        return
+    if required:
+        how["required"] = True
+    else:
+        how["default"] = list(field.default) if how.get("action") == "append" else field.default
+    group.add_argument("--" + field.name.replace("_", "-"), help=help_text, **how)
+
+
+def _converter(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`convert` with its UserError in the form that argparse passes on."""
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(error.message) from None
+
+    converted.__name__ = convert.__name__
+    return converted
+
+
+def run_command(arguments: Sequence[str], program: str, show: type, commands: Mapping[str, type], help: str) -> None:
+    """Run the command that the first argument names; without one, `show`."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if named and arguments[0] not in commands:
+        raise UserError(f'no command "{arguments[0]}" (there are: {", ".join(commands)}; see {program} --help)')
+    if named:
+        command = commands[arguments[0]]
+        parse(command, arguments[1:], f"{program} {arguments[0]}", command.__doc__).run()
+    else:
+        parse(show, arguments, program, help).run()
+
+
+@contextmanager
+def interrupted_hint(hint: str) -> Iterator[None]:
+    """Add to the message of an Interrupted how the user goes on."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; {hint}") from None
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks and writes for all: the first of those that torchrun or accelerate launched."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def progress_bar(total: int | None, unit: str, description: str, done: int = 0) -> tqdm:
+    """A bar with rate and time left on a terminal; a line now and then where the output goes to a file."""
+    shown = {"dynamic_ncols": True, "mininterval": 0.1 if sys.stderr.isatty() else 20}
+    return tqdm(total=total, initial=done, unit=unit, desc=description, disable=not is_main_process(), **shown)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or a termination signal asks for a stop; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may handle signals
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
     """Run a script's `main(arguments)` and leave with its exit code: 0, 2 for a user's mistake, 130 for a stop."""
-    warnings.showwarning = lambda message, category, *_: print(
-        f"{program}: {'note' if issubclass(category, UserWarning) else category.__name__}: {message}",
-        file=sys.stderr,
+
+    def say(message: object) -> None:
+        if is_main_process():
+            print(message, file=sys.stderr)
+
+    warnings.showwarning = lambda message, category, *_: say(
+        f"{program}: {'note' if issubclass(category, UserWarning) else category.__name__}: {message}"
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
+    if not is_main_process():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open to the end)
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        option = f"--{error.argument.replace('_', '-')}: " if error.argument else ""
+        say(f"{program}: {option}{error.message}")
         sys.exit(MISTAKE)
     except Interrupted as stop:
-        print(f"\n{program}: {stop}", file=sys.stderr)
+        say(f"\n{program}: {stop}")
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped; nothing half-written was left behind", file=sys.stderr)
+        say(f"\n{program}: stopped; nothing half-written was left behind")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone: that is no error. Python would still flush at exit.

@@ -13,17 +13,16 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from common.checkpoint import NAME as CHECKPOINT
-from common.checkpoint import weights_digest
-from common.cli import UserError
+from common.checkpoint import CHECKPOINT, weights_digest
 from common.data import LabelledRows, MultiTaskDataset, TrainingRows, digest, training_tasks
-from common.encoder import SHIPPED, SentenceEncoder
+from common.errors import UserError
+from common.files import write_json
 from common.heads import MultiTaskModel
-from common.losses import complete_weights
+from common.load import load_encoder
 from common.metrics import evaluate_tasks, pair_similarities, spearman
+from common.multitask import MultiTaskConfig, MultiTaskObjective
 from common.optim import learning_rates
-from common.report import write_json
-from common.trainer import MultiTaskTrainer, TrainingConfig
+from common.train import Trainer
 
 GRADUAL = "gradual"
 PAIRS = 1000
@@ -36,7 +35,7 @@ class Setting:
     """What all trainings of a comparison share.
 
     `pairs` are sentences whose similarities show what is forgotten; with scores, also how well they agree with them.
-    `tasks` names the columns that are tasks (None: all of them).
+    `encoder` is a folder or hub name (None: the shipped encoder), `tasks` the columns that are tasks (None: all).
     """
 
     encoder: str | None
@@ -44,31 +43,35 @@ class Setting:
     dev: LabelledRows
     test: LabelledRows
     pairs: TrainingRows
-    config: TrainingConfig
+    config: MultiTaskConfig
     tasks: Sequence[str] | None = None
+
+    def config_for(self, strategy: str, seed: int) -> MultiTaskConfig:
+        """The configuration of one training."""
+        rates, unfreeze = split_strategy(strategy)
+        return replace(self.config, rates=rates, unfreeze=unfreeze, seed=seed)
 
     def description(self, model: MultiTaskModel, strategy: str) -> dict[str, Any]:
         """What an earlier training must have shared with this setting, its seed aside, to be kept for it."""
+        config = self.config_for(strategy, seed=0)
         rows = [[part.texts, part.labels] for part in (self.train, self.dev, self.test)]
-        rates, unfreeze = split_strategy(strategy)
-        settings = {name: value for name, value in asdict(self.config).items() if name != "seed"}
-        return {
-            **settings,
+        described = {
+            **config.compared(),
             "data": digest(rows, self.pairs.rows, self.pairs.scores),
             "encoder": weights_digest(model.encoder),
-            "rates": learning_rates(rates, model, self.config.learning_rate),
-            "unfreeze": unfreeze,
+            "rates": learning_rates(config.rates, model, config.learning_rate),
         }
+        return json.loads(json.dumps(described))  # as it is read back
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One training: each task's test results, and what became of the encoder.
 
-    `moved` is, for each part, the length of its change over its length at the start. `similarity_kept` is Spearman's
+    `moved` is, for each stage, the length of its change over its length at the start. `similarity_kept` is Spearman's
     correlation of the pairs' similarities before and after; `scored` that with their scores, before and after.
-    `dev_scores` are (step, macro F1 averaged over the tasks) at each look; `gradients` is, for each part, the norm of
-    its gradient before clipping, averaged over each of (up to) 20 equal stretches of the training.
+    `dev_scores` are (step, macro F1 averaged over the tasks) at each evaluation; `gradients` is, for each stage, the
+    norm of its gradient before clipping, averaged over each of (up to) 20 equal stretches of the training.
     """
 
     strategy: str
@@ -85,7 +88,7 @@ class Outcome:
         """As one row of a table."""
         measures = {f"{task} {name}": value for task, result in self.test.items() for name, value in result.items()}
         scored = {"sts before": self.scored[0], "sts after": self.scored[1]} if self.scored else {}
-        moved = {f"moved: {part}": value for part, value in self.moved.items()}
+        moved = {f"moved: {stage}": value for stage, value in self.moved.items()}
         kept = {"similarity kept": self.similarity_kept, "seconds": self.seconds}
         return {"strategy": self.strategy, "seed": self.seed, **measures, **kept, **scored, **moved}
 
@@ -106,7 +109,7 @@ def random_pairs(texts: Sequence[str], count: int = PAIRS) -> TrainingRows:
 def split_strategy(strategy: str) -> tuple[str, float | None]:
     """The learning rates of a strategy, and its epochs between two thaws (0: spread evenly; None: all at once).
 
-    "gradual" unfreezes gradually at one rate, "gradual+seed" with the rates called seed; others are rates alone.
+    "gradual" unfreezes gradually at one rate, "gradual+layerwise" at layer-wise rates; others are rates alone.
     """
     if strategy == GRADUAL:
         return "uniform", 0.0
@@ -128,7 +131,7 @@ def compare_strategies(
         Interrupted: a signal asked to stop; the same call goes on from there.
     """
     tasks = training_tasks(setting.train, setting.tasks)
-    encoder = SentenceEncoder.from_pretrained(setting.encoder or SHIPPED)
+    encoder = load_encoder(setting.encoder)
     model = MultiTaskModel(encoder, tasks)
     # A wrong word is said before the first training.
     described = {strategy: setting.description(model, strategy) for strategy in strategies}
@@ -138,11 +141,13 @@ def compare_strategies(
     for number, (strategy, seed) in enumerate(runs, 1):
         print(f"\n{strategy}, seed {seed} ({number} of {len(runs)})", flush=True)
         place = folder / f"{strategy.replace('/', '_')}-{seed}"
-        if overwrite:
-            shutil.rmtree(place / TRAINING, ignore_errors=True)
-            (place / RESULT).unlink(missing_ok=True)
-        outcome = _kept_outcome(place, described[strategy])
-        outcomes.append(outcome or _train(setting, tasks, strategy, seed, place, before, described[strategy]))
+        unfinished = (place / TRAINING / CHECKPOINT).is_file() and not overwrite
+        outcome = None if unfinished or overwrite else _kept_outcome(place, described[strategy])
+        if outcome is None:
+            outcome = Training(setting, strategy, seed).outcome(place / TRAINING, before, resume=unfinished)
+            write_json(place / RESULT, {**asdict(outcome), "setting": described[strategy]})
+            shutil.rmtree(place / TRAINING)  # a model for each training would fill the disk
+        outcomes.append(outcome)
     return outcomes
 
 
@@ -155,67 +160,51 @@ def _kept_outcome(place: Path, described: dict[str, Any]) -> Outcome | None:
         saved = json.loads(path.read_text(encoding="utf-8"))
         earlier, outcome = saved.pop("setting"), Outcome(**saved)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); add --overwrite to train anew") from None
+        raise UserError(f"{path}: cannot be read ({error}); overwrite it to train anew") from None
     if earlier != described:
         raise UserError(
-            f"{place}: holds the result of other settings, weights or data; choose another --output, or add --overwrite"
+            f"{place}: holds the result of other settings, weights or data; choose another folder, or overwrite it"
         )
     print("kept from an earlier run")
     return outcome
 
 
-def _train(
-    setting: Setting,
-    tasks: dict[str, list[str]],
-    strategy: str,
-    seed: int,
-    place: Path,
-    before: np.ndarray,
-    described: dict[str, Any],
-) -> Outcome:
-    """Train, measure, and keep the outcome alone."""
-    config = replace(setting.config, seed=seed)
-    set_seed(seed)
-    model = MultiTaskModel(SentenceEncoder.from_pretrained(setting.encoder or SHIPPED), tasks)
-    start = {name: copied(part) for name, part in model.parts().items()}
-    train, dev, test = (
-        MultiTaskDataset(rows, tasks, model.encoder.tokenizer) for rows in (setting.train, setting.dev, setting.test)
-    )
-    folder = place / TRAINING
-    trainer = MultiTaskTrainer(
-        model,
-        train,
-        config,
-        folder,
-        dev,
-        complete_weights(list(tasks), {}),
-        rates=described["rates"],
-        unfreeze=described["unfreeze"],
-        watch_gradients=True,
-        description=described,
-    )
-    progress = trainer.train(resume=(folder / CHECKPOINT).is_file())
-    best = MultiTaskModel.from_pretrained(folder).to(trainer.accelerator.device)
-    after = pair_similarities(best.encoder, *zip(*setting.pairs.rows, strict=True))
-    names = ("rows", "accuracy", "macro_recall", "macro_f1")
-    scores = setting.pairs.scores
-    outcome = Outcome(
-        strategy=strategy,
-        seed=seed,
-        test={
-            task: {name: result[name] for name in names}
-            for task, result in evaluate_tasks(best, test, precision=trainer.precision).items()
-        },
-        moved={name: distance(start[name], copied(part)) for name, part in best.parts().items()},
-        similarity_kept=spearman(before, after),
-        scored=(spearman(before, scores), spearman(after, scores)) if scores else None,
-        dev_scores=[(row["step"], row["dev score"]) for row in progress.history],
-        gradients={name: stretches(norms) for name, norms in progress.gradients.items()},
-        seconds=progress.seconds,
-    )
-    write_json(place / RESULT, {**asdict(outcome), "setting": described})
-    shutil.rmtree(folder)  # a model for each training would fill the disk
-    return outcome
+@dataclass(frozen=True)
+class Training:
+    """One training of a comparison."""
+
+    setting: Setting
+    strategy: str
+    seed: int
+
+    def outcome(self, folder: Path, before: np.ndarray, resume: bool) -> Outcome:
+        """Train in a folder, or go on there, and measure; `before` are the pairs' similarities at the start."""
+        setting, config = self.setting, self.setting.config_for(self.strategy, self.seed)
+        set_seed(self.seed)
+        tasks = training_tasks(setting.train, setting.tasks)
+        model = MultiTaskModel(load_encoder(setting.encoder), tasks)
+        start = {name: copied(stage) for name, stage in model.named_stages().items()}
+        train, dev, test = (
+            MultiTaskDataset(rows, tasks, model.encoder.tokenizer)
+            for rows in (setting.train, setting.dev, setting.test)
+        )
+        trainer = Trainer(MultiTaskObjective(model, train, config, dev, watch=True), config, folder)
+        progress = trainer.train(resume, overwrite=not resume)
+        best = MultiTaskModel.from_pretrained(folder).to(trainer.device)
+        after = pair_similarities(best.encoder, *zip(*setting.pairs.rows, strict=True))
+        names, scores = ("rows", "accuracy", "macro_recall", "macro_f1"), setting.pairs.scores
+        results = evaluate_tasks(best, test, precision=trainer.precision)
+        return Outcome(
+            strategy=self.strategy,
+            seed=self.seed,
+            test={task: {name: result[name] for name in names} for task, result in results.items()},
+            moved={name: distance(start[name], copied(stage)) for name, stage in best.named_stages().items()},
+            similarity_kept=spearman(before, after),
+            scored=(spearman(before, scores), spearman(after, scores)) if scores else None,
+            dev_scores=[(row["step"], row["dev score"]) for row in progress.history],
+            gradients={name: stretches(norms) for name, norms in progress.traces.items()},
+            seconds=progress.seconds,
+        )
 
 
 def stretches(values: Sequence[float]) -> list[float]:
@@ -223,9 +212,9 @@ def stretches(values: Sequence[float]) -> list[float]:
     return [float(stretch.mean()) for stretch in np.array_split(values, min(GRADIENT_POINTS, len(values)))]
 
 
-def copied(part: nn.Module) -> Tensor:
-    """All parameters of a part as one vector on the CPU."""
-    return torch.cat([parameter.detach().flatten().cpu().clone() for parameter in part.parameters()])
+def copied(stage: nn.Module) -> Tensor:
+    """All parameters of a stage as one vector on the CPU."""
+    return torch.cat([parameter.detach().flatten().cpu().clone() for parameter in stage.parameters()])
 
 
 def distance(start: Tensor, end: Tensor) -> float:

@@ -1,56 +1,23 @@
-"""What training and evaluation read from files, and how it is cut into batches of nearly equal length."""
+"""What training and evaluation read from files, as data sets of token ids."""
 
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.cli import UserError
+from common.errors import UserError
 from common.readers import Row, cell_of, columns_of, file_kind, read_rows
 from common.tokenizer import SentenceTokenizer
 
 SAMPLES = Path(__file__).parent / "samples"
-
-
-def token_budget_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices sorted by length and cut so that rows × longest row ≤ `batch_tokens` in each batch.
-
-    A row longer than the budget is a batch by itself. Long batches come first, so that memory is at its
-    highest at once and not at the end.
-    """
-    batches: list[list[int]] = []
-    widest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * widest > batch_tokens:
-            batches.append([])
-            widest = max(lengths[index], 1)
-        batches[-1].append(index)
-    return batches
-
-
-def shuffled_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's training batches: every index once, shuffled within buckets of like length, in random order.
-
-    Rows are shuffled, sorted by length within stretches of about fifty batches, cut by the token budget, and
-    the batches shuffled: padding stays small while batches differ from epoch to epoch. The result depends on
-    the arguments alone, so that training can resume in the middle of an epoch.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    mean_length = max(sum(lengths) / max(len(lengths), 1), 1)
-    bucket = max(int(50 * batch_tokens / mean_length), 1)
-    batches = []
-    for start in range(0, len(order), bucket):
-        rows = order[start : start + bucket]
-        for batch in token_budget_batches([lengths[i] for i in rows], batch_tokens):
-            batches.append([rows[i] for i in batch])
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def digest(*content: object) -> str:
@@ -61,17 +28,12 @@ def digest(*content: object) -> str:
 class SentenceDataset(Dataset):
     """Rows of one or more sentences each, as token ids, with an optional score for the row.
 
-    An item is `(ids of each sentence, score or None)`. One sentence a row serves SimCSE and distillation, two
-    are a pair, three a pair with a near-miss. `passes` is how often the objective encodes each (SimCSE: twice), so
-    that a batch's tokens are counted right.
+    An item is {"index", "ids" (of each sentence), "length", "score" (where there are scores)}. One sentence a row
+    serves SimCSE and distillation, two are a pair, three a pair with a near miss.
     """
 
     def __init__(
-        self,
-        rows: Sequence[Sequence[str]],
-        tokenizer: SentenceTokenizer,
-        scores: Sequence[float] | None = None,
-        passes: int = 1,
+        self, rows: Sequence[Sequence[str]], tokenizer: SentenceTokenizer, scores: Sequence[float] | None = None
     ) -> None:
         self.rows = [tuple(row) for row in rows]
         self.scores = None if scores is None else list(scores)
@@ -80,28 +42,30 @@ class SentenceDataset(Dataset):
         ids = tokenizer([sentence for row in self.rows for sentence in row])
         self.ids = [ids[i : i + width] for i in range(0, len(ids), width)]
         # What a row costs in a padded batch: all its sentences are as wide as the longest.
-        self.lengths = [passes * width * max(len(sentence) for sentence in row) for row in self.ids]
+        self.lengths = [width * max(len(sentence) for sentence in row) for row in self.ids]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[list[list[int]], float | None]:
-        return self.ids[index], None if self.scores is None else self.scores[index]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        score = {} if self.scores is None else {"score": self.scores[index]}
+        return {"index": index, "ids": self.ids[index], "length": self.lengths[index], **score}
 
     def digest(self) -> str:
         """The same for the same rows in the same order, whatever the files they came from."""
         return digest(self.ids, self.scores)
 
-    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch: `input_ids` and `attention_mask` (columns × rows, length), column by column, and `scores`.
 
         `index` (rows,) says which rows of the data set these are.
         """
-        width = len(self.ids[indices[0]])
-        input_ids, attention_mask = self.tokenizer.pad([self.ids[i][c] for c in range(width) for i in indices])
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "index": torch.tensor(indices)}
+        columns = zip(*(item["ids"] for item in items), strict=True)
+        input_ids, attention_mask = self.tokenizer.pad([ids for column in columns for ids in column])
+        index = torch.tensor([item["index"] for item in items])
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "index": index}
         if self.scores is not None:
-            batch["scores"] = torch.tensor([self.scores[i] for i in indices])
+            batch["scores"] = torch.tensor([item["score"] for item in items])
         return batch
 
 
@@ -114,29 +78,34 @@ class TrainingRows:
     columns: tuple[str, ...]
 
 
+TEXT = "text"
 PAIR = ("sentence1", "sentence2")
 NEAR_MISS = "near_miss"
 SCORE = "score"
 
 
-def training_columns(path: str | Path, column: str = "text") -> tuple[str, ...]:
+def training_columns(path: str | Path, column: str = TEXT) -> tuple[str, ...]:
     """Which columns of a file training reads: scored pairs, pairs (with near misses), or one text column.
 
     Raises:
-        UserError: the file has neither `sentence1,sentence2` nor the text column.
+        UserError: the file has neither `sentence1,sentence2` nor the text column, or both scores and near misses.
     """
     found = columns_of(path)
     if set(PAIR) <= set(found):
         extra = [name for name in (SCORE, NEAR_MISS) if name in found]
-        return (*PAIR, *extra[:1])
+        if len(extra) > 1:
+            raise UserError(
+                f'{path}: has both "{SCORE}" and "{NEAR_MISS}", which train in different ways; leave one out'
+            )
+        return (*PAIR, *extra)
     if file_kind(path) == ".txt":
-        return ("text",)
+        return (TEXT,)
     if column in found:
         return (column,)
     raise UserError(f'{path}: no columns "sentence1" and "sentence2", and no "{column}" (found: {", ".join(found)})')
 
 
-def read_training_rows(paths: Sequence[str | Path], column: str = "text") -> TrainingRows:
+def read_training_rows(paths: Sequence[str | Path], column: str = TEXT) -> TrainingRows:
     """Read files that all have the same kind of rows. Blank lines of a .txt are left out.
 
     Raises:
@@ -145,18 +114,18 @@ def read_training_rows(paths: Sequence[str | Path], column: str = "text") -> Tra
     kinds = {str(path): training_columns(path, column) for path in paths}
     columns = next(iter(kinds.values()))
     for path, others in kinds.items():
-        if len(others) != len(columns) or others[-1] != columns[-1]:
+        if len(others) != len(columns) or (len(columns) > 1 and others != columns):
             first = next(iter(kinds))
             raise UserError(
                 f"{path}: has {', '.join(others)}, but {first} has {', '.join(columns)}; "
                 "files trained on together need the same columns"
             )
     scored = columns[:2] == PAIR and columns[-1] == SCORE
-    texts = columns[:-1] if scored else columns
     rows, scores = [], []
     for path in paths:
+        plain, texts = file_kind(path) == ".txt", kinds[str(path)][: -1 if scored else None]
         for line, row in read_rows(path):
-            if file_kind(path) == ".txt" and not row["text"].strip():
+            if plain and not row[TEXT].strip():
                 continue
             rows.append(tuple(_text_cell(path, line, row, name) for name in texts))
             if scored:
@@ -202,7 +171,6 @@ def _score_cell(path: str | Path, line: int, row: Row) -> float:
     return score
 
 
-TEXT = "text"
 UNLABELLED = -100  # torch's own mark for a row that takes no part in a cross-entropy
 
 
@@ -244,7 +212,7 @@ def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None 
         for task in here:
             labels.setdefault(task, [None] * len(texts))
         for line, row in read_rows(path):
-            cells = {task: row.get(task, "").strip() or None for task in here}
+            cells = {task: label_of(row.get(task, "")) for task in here}
             if not any(cells.values()):
                 raise UserError(f"{path}, line {line}: no label (for {' or '.join(here)})")
             texts.append(_text_cell(path, line, row, TEXT))
@@ -252,6 +220,11 @@ def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None 
             for task, column in labels.items():
                 column.append(cells.get(task))
     return LabelledRows(texts, labels, places)
+
+
+def label_of(cell: str) -> str | None:
+    """The label that a cell holds; None where it is blank. A whole number written with a point is the number."""
+    return re.sub(r"^([-+]?\d+)\.0+$", r"\1", cell.strip()) or None
 
 
 def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> dict[str, list[str]]:
@@ -268,13 +241,15 @@ def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> di
     for task, labels in tasks.items():
         labelled = sum(label is not None for label in rows.labels[task])
         if not labels:
-            raise UserError(f'task "{task}": no row has a label; leave the column out, or choose with --tasks')
+            raise UserError(
+                f'task "{task}": no row has a label; leave the column out, or name the columns that are tasks'
+            )
         if len(labels) == 1:
             raise UserError(f'task "{task}": every label is "{labels[0]}"; a classifier needs two or more')
         if len(labels) > 50 and len(labels) > labelled / 2:
             raise UserError(
                 f'column "{task}": {len(labels)} different values in {labelled} rows are no labels; '
-                "choose the tasks with --tasks"
+                "name the columns that are tasks"
             )
     return tasks
 
@@ -282,7 +257,7 @@ def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> di
 class MultiTaskDataset(Dataset):
     """Texts as token ids, each with a class for every task or the mark of a missing label.
 
-    An item is `(ids, {task: class or UNLABELLED})`.
+    An item is {"ids", "labels" (a class or UNLABELLED for each task, in their order), "length"}.
 
     Raises:
         UserError: a label that is none of its task's (the message says where); none of the tasks has a label.
@@ -309,8 +284,9 @@ class MultiTaskDataset(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[list[int], dict[str, int]]:
-        return self.ids[index], {task: classes[index] for task, classes in self.classes.items()}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        labels = [classes[index] for classes in self.classes.values()]
+        return {"ids": self.ids[index], "labels": labels, "length": self.lengths[index]}
 
     def labelled(self, task: str) -> int:
         """How many rows have a label for a task."""
@@ -320,8 +296,8 @@ class MultiTaskDataset(Dataset):
         """The same for the same rows and labels in the same order, whatever the files they came from."""
         return digest(self.ids, self.classes, self.tasks)
 
-    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch: `input_ids` and `attention_mask` (rows, length), `labels` (rows, tasks) with UNLABELLED gaps."""
-        input_ids, attention_mask = self.tokenizer.pad([self.ids[i] for i in indices])
-        labels = torch.tensor([[classes[i] for classes in self.classes.values()] for i in indices])
+        input_ids, attention_mask = self.tokenizer.pad([item["ids"] for item in items])
+        labels = torch.tensor([item["labels"] for item in items])
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

@@ -1,32 +1,31 @@
-"""Where computation runs and in which precision, for training and for use."""
+"""Where computation runs, in which precision, and how several processes work as one."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import nn
+import torch.distributed
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
-from common.cli import UserError, option
+from common.cli import Config, at_least, option
+from common.errors import Interrupted, UserError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISION_HELP = "auto is bf16 where the processor computes in it, else fp32"
 DEVICE_HELP = "cpu, cuda, mps; auto takes an accelerator where there is one"
 
 
-@dataclass(frozen=True)
-class InferenceConfig:
-    """How to run a trained model; every field is an option of the command line."""
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(Config):
+    """How to run the model."""
 
-    batch_tokens: int = option(4096, "the most tokens in one batch, padding included")
-    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS)
+    batch_tokens: int = option(4096, "the most tokens in one batch, padding included", check=at_least(1))
+    precision: str = option("auto", PRECISION_HELP, choices=("auto", *DTYPES))
     device: str = option("auto", DEVICE_HELP)
-
-    def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
-            raise UserError(f"--batch-tokens {self.batch_tokens}: must be 1 or more")
 
     def place(self, model: nn.Module) -> dict[str, Any]:
         """Put the model on the device, and give the options to run it with: `batch_tokens` and `precision`."""
@@ -38,37 +37,26 @@ class InferenceConfig:
 def resolve_device(name: str) -> torch.device:
     """The device of that name; "auto" is the accelerator where there is one, else the processor.
 
+    Several processes get an accelerator each.
+
     Raises:
         UserError: this machine has no such device.
     """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: this machine has no such device (cpu always works)") from None
-    device, accelerator = torch.device(name), torch.accelerator.current_accelerator(check_available=True)
-    if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
-        raise UserError(f"--device {name}: nothing can be computed there (cpu always works)")
+        device = accelerator or torch.device("cpu")
+    else:
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError):
+            raise UserError(f'this machine has no "{name}" (cpu always works)', "device") from None
+        device = torch.device(name)
+        if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
+            raise UserError(f'nothing can be computed on "{name}" (cpu always works)', "device")
+    joined = processes(device.type == "cpu")
+    if joined.num_processes > 1 and device.type == "cuda" and device.index is None:
+        return torch.device("cuda", joined.local_process_index)
     return device
-
-
-def build_accelerator(device_name: str, precision: str) -> Accelerator:
-    """accelerate's Accelerator on a device by name, in a precision; either may be "auto".
-
-    Raises:
-        UserError: this machine has no such device, or several processes were launched.
-    """
-    device = resolve_device(device_name)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    mixed = resolve_precision(precision, device)
-    # Accelerate keeps one state for the whole process; a second training may want another precision.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if mixed == "fp32" else mixed)
-    if accelerator.num_processes > 1:
-        raise UserError("several processes are not supported; start the script with python")
-    return accelerator
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -87,7 +75,65 @@ def cpu_computes_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """A context that computes in bf16 or fp16 on the device; "fp32" changes nothing."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    """A context that computes in bf16 or fp16 on the device; "fp32" changes nothing.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    if precision not in DTYPES:
+        raise UserError(f'must be one of {", ".join(DTYPES)}, not "{precision}"', "precision")
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def processes(cpu: bool = True) -> PartialState:
+    """The processes launched together with this one: `num_processes`, `process_index`, `wait_for_everyone()`, ...
+
+    The first call joins them, over the network's kind of the device that trains.
+    """
+    return PartialState(cpu=cpu)
+
+
+@contextmanager
+def _none_gone() -> Iterator[None]:
+    """Say in one sentence that another process has ended, where the network between them says it in its own way."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Interrupted(f"another of the processes has ended ({str(error).splitlines()[0][:80]})") from None
+
+
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Put into each tensor the sum of what the processes hold in it, in place.
+
+    Raises:
+        Interrupted: one of the processes is gone.
+    """
+    if processes().num_processes == 1:
+        return
+    with _none_gone():
+        for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+
+def share_of(items: Sequence[Any]) -> Sequence[Any]:
+    """This process's share of some items: every so many-th, as many as there are processes."""
+    return items[processes().process_index :: processes().num_processes]
+
+
+def interleaved(share: Sequence[Any]) -> Sequence[Any]:
+    """What all processes hold for their shares, in the order of the items; each gets the whole.
+
+    Raises:
+        Interrupted: one of the processes is gone.
+    """
+    count = processes().num_processes
+    if count == 1:
+        return share
+    with _none_gone():
+        shares = gather_object([list(share)])
+    return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
+
+
+def share_out(compute: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> Sequence[Any]:
+    """What `compute` gives for each item, in order: each process computes its share, and all get the whole."""
+    return interleaved(compute(share_of(items)))

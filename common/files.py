@@ -1,15 +1,18 @@
 """Writing files so that a reader finds the old one or the new one, never half of one."""
 
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 @contextmanager
@@ -25,11 +28,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        _give_usual_mode(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with _blamed_on(path, temporary):
+            yield temporary
+            _finish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,23 +48,52 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = make_folder(path)
     temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
     try:
-        yield temporary
-        for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            target = path / source.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _give_usual_mode(source)
-            source.replace(target)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with _blamed_on(path, temporary):
+            yield temporary
+            for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
+                target = path / source.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _finish(source, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _give_usual_mode(path: Path) -> None:
-    """Let others read the file as the user's umask allows: safetensors creates its files for the owner alone."""
+@contextmanager
+def _blamed_on(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn an error of writing into a UserError; one that names a file of somebody else's passes."""
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        ours = named is None or any(named.is_relative_to(place) for place in (path, temporary))
+        if not ours:
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _finish(source: Path, target: Path) -> None:
+    """Move a written file into place: on the disk before it has its name, and readable as the umask allows."""
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    source.chmod(0o666 & ~umask)  # safetensors creates its files for the owner alone
+    with source.open("rb") as stream:
+        os.fsync(stream.fileno())
+    source.replace(target)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON for people and programs: indented, UTF-8, null in the place of nan and infinity."""
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class ArrayWriter:

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.cli import UserError
-from common.data import token_budget_batches
+from common.batching import token_budget_batches
 from common.devices import autocast
-from common.encoder import BATCH_TOKENS, Encoder, SentenceEncoder, evaluating, mean_pool
+from common.embedding import BATCH_TOKENS, Encoder, evaluating
+from common.errors import UserError
 from common.files import atomic_folder
+from common.folders import model_folder
+from common.freezing import frozen_stages
+from common.load import load_encoder
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
 
@@ -32,7 +34,7 @@ class AttentionPooling(nn.Module):
         super().__init__()
         if dim % attention_heads:
             raise UserError(f"a width of {dim} is no multiple of {attention_heads} attention heads")
-        self.query = nn.Parameter(torch.randn(attention_heads, dim // attention_heads))
+        self.query = nn.Parameter(torch.randn(attention_heads, dim // attention_heads))  # (heads, width)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
@@ -46,9 +48,11 @@ class AttentionPooling(nn.Module):
         heads, width = self.query.shape
         key = self.key(states).view(batch, length, heads, width)
         value = self.value(states).view(batch, length, heads, width)
-        scores = torch.einsum("hw,blhw->bhl", self.query, key) / width**0.5
-        weights = scores.float().masked_fill(~attention_mask.bool()[:, None], -torch.inf).softmax(dim=-1)
-        attended = torch.einsum("bhl,blhw->bhw", weights.to(value.dtype), value).reshape(batch, dim)
+        scores = torch.einsum("hw,blhw->bhl", self.query, key) / width**0.5  # (batch, heads, length)
+        mask = attention_mask.bool()[:, None]  # (batch, 1, length)
+        weights = scores.float().masked_fill(~mask, -torch.inf).softmax(dim=-1)  # (batch, heads, length)
+        attended = torch.einsum("bhl,blhw->bhw", weights.to(value.dtype), value)  # (batch, heads, width)
+        attended = attended.reshape(batch, dim)  # the attention heads side by side
         return self.output(attended), weights.mean(dim=1)
 
 
@@ -63,7 +67,7 @@ class TaskHead(nn.Module):
         self.classifier = nn.Linear(dim, classes)
 
     def layers(self) -> list[nn.Module]:
-        """The head's parts with parameters, in order from the encoder."""
+        """The layers that have parameters, in order from the encoder."""
         return [self.norm, self.attention, self.classifier]
 
     def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,11 +78,10 @@ class TaskHead(nn.Module):
 
 @dataclass(frozen=True)
 class MultiTaskOutput:
-    """One pass: for each task (batch, classes) logits and (batch, length) attention; (batch, dim) embeddings."""
+    """One pass: for each task (batch, classes) logits and (batch, length) attention."""
 
     logits: dict[str, Tensor]
     attention: dict[str, Tensor]
-    embeddings: Tensor
 
 
 class MultiTaskModel(nn.Module):
@@ -86,6 +89,9 @@ class MultiTaskModel(nn.Module):
 
     Args:
         tasks: the labels of each task by its name; both may be any text.
+
+    Attributes:
+        untrained: the tasks whose heads are new.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class MultiTaskModel(nn.Module):
         # The encoder's own number of attention heads, where it is known.
         attention_heads = attention_heads or getattr(getattr(encoder, "config", None), "num_attention_heads", 8)
         self.attention_heads = attention_heads
+        self.untrained = set(self.tasks)
         self.heads = nn.ModuleDict(
             {head_key(task): TaskHead(encoder.dim, len(labels), attention_heads) for task, labels in self.tasks.items()}
         )
@@ -116,23 +123,49 @@ class MultiTaskModel(nn.Module):
         model = MultiTaskModel(self.encoder, {**self.tasks, **new}, self.attention_heads)
         for task in self.tasks:
             model.head(task).load_state_dict(self.head(task).state_dict())
+        model.untrained = self.untrained | set(new)
         return model
 
     def head(self, task: str) -> TaskHead:
         """The head of a task."""
         return self.heads[head_key(task)]
 
-    def parts(self) -> dict[str, nn.Module]:
-        """What can be frozen or have a rate of its own, by name, bottom up: the encoder's stages, the heads' layers.
+    def named_stages(self) -> dict[str, nn.Module]:
+        """What can be frozen or have a rate of its own, bottom up: the encoder's stages, the heads' layers, by name.
 
         Every parameter is in exactly one of them.
         """
-        heads = {name: part for task in self.tasks for name, part in self.head_parts(task).items()}
-        return {**self.encoder.parts(), **heads}
+        heads = {name: stage for task in self.tasks for name, stage in self.head_stages(task).items()}
+        return {**self.encoder.named_stages(), **heads}
 
-    def head_parts(self, task: str) -> dict[str, nn.Module]:
+    def head_stages(self, task: str) -> dict[str, nn.Module]:
         """The layers of a task's head by name, in order from the encoder."""
         return {f"{task} head {n}": layer for n, layer in enumerate(self.head(task).layers(), 1)}
+
+    def frozen_stages(self, *words: str) -> list[str]:
+        """The stages that freezing words name, bottom up: "encoder", "head:TASK", "stages:A-B", "all" or "none".
+
+        Raises:
+            UserError: a word that names nothing.
+        """
+        return frozen_stages(
+            list(self.encoder.named_stages()), {task: list(self.head_stages(task)) for task in self.tasks}, words
+        )
+
+    def freeze(self, *words: str) -> None:
+        """Keep the stages that the words name from training: no gradients, no optimizer state, no dropout.
+
+        Raises:
+            UserError: a word that names nothing.
+        """
+        for name in self.frozen_stages(*words):
+            self.named_stages()[name].requires_grad_(False)
+
+    def set_dropout(self, share: float) -> None:
+        """The share of values dropped while training from now on, in the encoder and the heads."""
+        self.encoder.set_dropout(share)
+        for task in self.tasks:
+            self.head(task).dropout.p = share
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """(batch, length) ids and mask to each task's (batch, classes) logits."""
@@ -148,44 +181,36 @@ class MultiTaskModel(nn.Module):
         return MultiTaskOutput(
             logits={task: logits for task, (logits, _) in results.items()},
             attention={task: attention for task, (_, attention) in results.items()},
-            embeddings=F.normalize(mean_pool(states, attention_mask), dim=-1),
         )
 
     def logits(
-        self,
-        rows: Sequence[Sequence[int]],
-        batch_tokens: int = BATCH_TOKENS,
-        precision: str = "fp32",
-        states: Sequence[Tensor] | None = None,
+        self, items: Sequence[Mapping[str, Any]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
     ) -> dict[str, Tensor]:
-        """Each task's (rows, classes) logits for rows of token ids, in fp32 on the CPU, in the order given.
+        """Each task's (rows, classes) logits, in fp32 on the CPU, in the order given.
 
         Args:
-            states: each row's (length, dim) token states, where the encoder has given them already.
+            items: a row's token `ids` each, and its (length, dim) `states` where the encoder has given them already.
         """
-        collected = {task: torch.empty(len(rows), len(labels)) for task, labels in self.tasks.items()}
-        for indices, output in self._batches(rows, batch_tokens, precision, states):
+        collected = {task: torch.empty(len(items), len(labels)) for task, labels in self.tasks.items()}
+        for indices, output in self._batches(items, batch_tokens, precision):
             for task, logits in output.logits.items():
                 collected[task][indices] = logits.float().cpu()
         return collected
 
     @torch.inference_mode()
     def _batches(
-        self,
-        rows: Sequence[Sequence[int]],
-        batch_tokens: int,
-        precision: str,
-        states: Sequence[Tensor] | None = None,
+        self, items: Sequence[Mapping[str, Any]], batch_tokens: int, precision: str
     ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
         device = self.encoder.device
-        for indices in token_budget_batches([len(row) for row in rows], batch_tokens):
-            input_ids, attention_mask = self.encoder.tokenizer.pad([rows[i] for i in indices])
+        for indices in token_budget_batches([len(item["ids"]) for item in items], batch_tokens):
+            input_ids, attention_mask = self.encoder.tokenizer.pad([items[i]["ids"] for i in indices])
+            attention_mask = attention_mask.to(device)
             with evaluating(self), autocast(device, precision):
-                if states is None:
-                    output = self.outputs(input_ids.to(device), attention_mask.to(device))
+                if "states" in items[indices[0]]:
+                    states = pad_states([items[i]["states"] for i in indices]).to(device)
                 else:
-                    known = pad_states([states[i] for i in indices])
-                    output = self.classify(known.to(device), attention_mask.to(device))
+                    states = self.encoder.token_states(input_ids.to(device), attention_mask)
+                output = self.classify(states, attention_mask)
             yield indices, output
 
     def predict(
@@ -205,7 +230,7 @@ class MultiTaskModel(nn.Module):
         rows = self.encoder.tokenizer(texts)
         words = [self.encoder.tokenizer.words(text) for text in texts] if explain else []
         results: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
-        for indices, output in self._batches(rows, batch_tokens, precision):
+        for indices, output in self._batches([{"ids": row} for row in rows], batch_tokens, precision):
             for task, labels in self.tasks.items():
                 probabilities = output.logits[task].float().softmax(dim=-1).tolist()
                 for place, i in enumerate(indices):
@@ -232,15 +257,15 @@ class MultiTaskModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "MultiTaskModel":
-        """Open a saved multi-task model.
+        """Open a saved multi-task model, in evaluation mode.
 
         Raises:
             UserError: there is none, or its files are damaged.
         """
-        folder = Path(name_or_path)
-        if folder.is_dir() and not (folder / TASKS).is_file():
+        folder = model_folder(name_or_path)
+        if not (folder / TASKS).is_file():
             raise UserError(f"{folder}: no multi-task model there (no {TASKS}); `task2.py train` makes one")
-        encoder = SentenceEncoder.from_pretrained(name_or_path)
+        encoder = load_encoder(folder)
         try:
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
             model = cls(encoder, described["tasks"], described["attention_heads"])
@@ -248,6 +273,7 @@ class MultiTaskModel(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None
+        model.untrained = set()
         return model.eval()
 
 

@@ -1,6 +1,11 @@
-"""What results are measured by: correlations with an interval, and how well classes are told apart."""
+"""What results are measured by: correlations with an interval, and how well classes are told apart.
 
+The statistics are scikit-learn's and scipy's, imported when they are used: that takes a second.
+"""
+
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from common.data import UNLABELLED, MultiTaskDataset
-from common.encoder import BATCH_TOKENS, Encoder
+from common.devices import share_out
+from common.embedding import BATCH_TOKENS, Encoder
 from common.heads import MultiTaskModel
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
@@ -16,106 +22,87 @@ Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 def pearson(left: np.ndarray, right: np.ndarray) -> float:
     """Pearson's linear correlation of two (n,) arrays; nan where one of them is constant."""
-    left, right = np.asarray(left, float) - np.mean(left), np.asarray(right, float) - np.mean(right)
-    scale = np.sqrt((left @ left) * (right @ right))
-    return float(left @ right / scale) if scale > 0 else float("nan")
+    from scipy.stats import pearsonr
 
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """The rank of each of (n,) values, from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return float("nan") if _constant(left) or _constant(right) else float(pearsonr(left, right).statistic)
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
     """Spearman's rank correlation of two (n,) arrays, ties included; nan where one of them is constant."""
-    return pearson(ranks(left), ranks(right))
+    from scipy.stats import spearmanr
+
+    return float("nan") if _constant(left) or _constant(right) else float(spearmanr(left, right).statistic)
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool(np.ptp(np.asarray(values, float)) == 0)
 
 
 def bootstrap_interval(
-    statistic: Statistic,
-    left: np.ndarray,
-    right: np.ndarray,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    statistic: Statistic, left: np.ndarray, right: np.ndarray, resamples: int = 1000
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of a statistic of paired values (Efron & Tibshirani 1993, chapter 13).
+    """The 95% percentile bootstrap interval of a statistic of paired values (Efron & Tibshirani 1993, chapter 13).
 
     Resamples in which the statistic is undefined are left out; (nan, nan) where it always is.
     """
-    generator = np.random.default_rng(seed)
-    left, right = np.asarray(left), np.asarray(right)
-    samples = [generator.integers(0, len(left), len(left)) for _ in range(resamples)]
-    values = np.array([statistic(left[sample], right[sample]) for sample in samples])
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
+    options = {"paired": True, "vectorized": False, "method": "percentile", "n_resamples": resamples, "rng": 0}
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, in which nan spreads
+        values = bootstrap((np.asarray(left), np.asarray(right)), statistic, **options).bootstrap_distribution
     values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return tuple(np.quantile(values, [0.025, 0.975]).tolist()) if len(values) else (float("nan"), float("nan"))
 
 
 def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str], **options: object) -> np.ndarray:
-    """The cosine similarity of each left sentence with its right one: (n,) float32."""
-    embeddings = encoder.encode([*left, *right], **options)
+    """The cosine similarity of each left sentence with its right one: (n,) float32. The processes share the work."""
+    embeddings = np.asarray(share_out(partial(encoder.encode, **options), [*left, *right]))
     return (embeddings[: len(left)] * embeddings[len(left) :]).sum(axis=1)
 
 
-def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
-    """(classes, classes) counts: rows are the true class, columns the predicted one."""
-    counts = np.zeros((classes, classes), dtype=int)
-    np.add.at(counts, (np.asarray(truth, int), np.asarray(predicted, int)), 1)
-    return counts
+def classification_metrics(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:
+    """`accuracy`, `macro_recall`, `macro_f1`, `classes` (a table by label) and `confusion` (a row for a true class).
 
-
-def class_table(confusion: np.ndarray) -> list[dict[str, float]]:
-    """Precision, recall, F1 and the number of rows of each class; 0 where a share has no rows to be taken of."""
-    hits, predicted, actual = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
-    columns = {
-        "precision": hits / np.maximum(predicted, 1),
-        "recall": hits / np.maximum(actual, 1),
-        "f1": 2 * hits / np.maximum(predicted + actual, 1),
-        "rows": actual,
-    }
-    return [{name: values[i].item() for name, values in columns.items()} for i in range(len(confusion))]
-
-
-def classification_metrics(confusion: np.ndarray) -> dict[str, float]:
-    """Accuracy, and the macro averages of recall and F1 over the classes that occur, true or predicted.
-
-    A class that occurs nowhere counts in no average, one that was only predicted counts with 0.
+    The macro averages are over the classes that occur, true or predicted; a share of no rows counts as 0.
     """
-    occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
-    rows = [row for row, counts in zip(class_table(confusion), occurs, strict=True) if counts]
+    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+    shares = partial(precision_recall_fscore_support, truth, predicted, zero_division=0)
+    _, recall, f1, _ = shares(average="macro")
+    each = zip(*(values.tolist() for values in shares(labels=range(len(labels)))), strict=True)
+    names = ("precision", "recall", "f1", "rows")
     return {
-        "accuracy": float(confusion.diagonal().sum() / max(confusion.sum(), 1)),
-        "macro_recall": float(np.mean([row["recall"] for row in rows])) if rows else float("nan"),
-        "macro_f1": float(np.mean([row["f1"] for row in rows])) if rows else float("nan"),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "macro_recall": float(recall),
+        "macro_f1": float(f1),
+        "classes": {label: dict(zip(names, row, strict=True)) for label, row in zip(labels, each, strict=True)},
+        "confusion": confusion_matrix(truth, predicted, labels=range(len(labels))).tolist(),
     }
 
 
 def evaluate_tasks(
     model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
 ) -> dict[str, dict[str, Any]]:
-    """How a model does on each task that has labels in the data.
+    """How a model does on each task that has labels in the data: `rows`, `loss` (mean cross-entropy), and the metrics.
 
-    For each: `rows`, `loss` (mean cross-entropy), `accuracy`, `macro_recall`, `macro_f1`, `classes` (a table by
-    label) and `confusion` (a list of rows).
+    The processes share the work, and each has all the results.
     """
+
+    def logits_of(rows: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+        logits = model.logits([data[i] for i in rows], batch_tokens, precision)
+        return list(zip(*logits.values(), strict=True))
+
+    by_row = share_out(logits_of, range(len(data)))
     results = {}
-    states = getattr(data, "states", None)  # a FrozenEncoderDataset has them
-    for task, logits in model.logits(data.ids, batch_tokens, precision, states).items():
+    for number, (task, labels) in enumerate(data.tasks.items()):
         truth = torch.tensor(data.classes[task])
-        known = truth != UNLABELLED
-        if not bool(known.any()):
-            continue
-        confusion = confusion_matrix(truth[known].tolist(), logits[known].argmax(dim=-1).tolist(), logits.size(1))
-        results[task] = {
-            "rows": int(known.sum()),
-            "loss": F.cross_entropy(logits[known], truth[known]).item(),
-            **classification_metrics(confusion),
-            "classes": dict(zip(data.tasks[task], class_table(confusion), strict=True)),
-            "confusion": confusion.tolist(),
-        }
+        known = (truth != UNLABELLED).nonzero().flatten().tolist()
+        if known:
+            logits, truth = torch.stack([by_row[i][number] for i in known]), truth[known]  # (rows, classes), (rows,)
+            results[task] = {
+                "rows": len(known),
+                "loss": F.cross_entropy(logits, truth).item(),
+                **classification_metrics(truth.tolist(), logits.argmax(dim=-1).tolist(), labels),
+            }
     return results

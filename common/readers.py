@@ -3,13 +3,14 @@
 import csv
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from common.cli import UserError
+from common.errors import UserError
 
 KINDS = (".txt", ".csv", ".tsv", ".jsonl")
 STDIN = "-"
@@ -32,6 +33,8 @@ def file_kind(path: str | Path) -> str:
 
 def _open(path: str | Path) -> BinaryIO:
     if str(path) == STDIN:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("standard input cannot be shared out among processes; give the name of a file")
         return sys.stdin.buffer
     try:
         return gzip.open(path) if str(path).endswith(".gz") else Path(path).open("rb")
@@ -47,15 +50,18 @@ def name_of(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, one at a time.
+    """The lines of a UTF-8 file with their ends (\\n, \\r\\n or \\r), one at a time.
 
     Raises:
-        UserError: there is no such file, or a line is not UTF-8 (the message names it).
+        UserError: there is no such file, a line is not UTF-8 (the message names it), or it is standard input and there
+            are several processes.
     """
     number = 0
     with _open(path) as stream:
         try:
-            for number, line in enumerate(stream, 1):
+            # The stream ends its lines at \n alone; `bytes.splitlines` at \r too, and at nothing else.
+            lines = (line for chunk in stream for line in chunk.splitlines(keepends=True))
+            for number, line in enumerate(lines, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise UserError(

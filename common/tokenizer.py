@@ -2,18 +2,15 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import get_session
-from huggingface_hub.constants import ENDPOINT
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from common.cli import UserError
+from common.folders import model_folder, open_from_folder
 
 VOCABULARY = Path(__file__).parent / "vocabulary" / "bert-base-uncased-vocab.txt"
 MAX_LENGTH = 128
@@ -42,7 +39,7 @@ class SentenceTokenizer:
         Raises:
             UserError: there is no such tokenizer, or it cannot be reached.
         """
-        backend = open_local_or_hub(AutoTokenizer.from_pretrained, name_or_path, "tokenizer")
+        backend = open_from_folder(AutoTokenizer.from_pretrained, model_folder(name_or_path), "tokenizer")
         return cls(backend, max_length or min(backend.model_max_length, MAX_LENGTH))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -122,35 +119,3 @@ class SentenceTokenizer:
         lengths = torch.tensor([len(row) for row in rows])
         attention_mask = (torch.arange(width) < lengths[:, None]).long()
         return input_ids, attention_mask
-
-
-def open_local_or_hub(open_from: Callable[..., Any], name_or_path: str | Path, what: str, **options: Any) -> Any:
-    """What `open_from` opens: from a folder, from the hub's local cache, or else from the hub itself.
-
-    Raises:
-        UserError: there is nothing of that name, it cannot be opened, or the hub cannot be reached.
-    """
-    path = Path(name_or_path)
-    if path.is_file() or (not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith("."))):
-        raise UserError(f"{name_or_path}: no such {what} folder")
-    try:
-        return open_from(str(name_or_path), local_files_only=True, **options)
-    except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own kinds
-        if path.is_dir():
-            raise UserError(f"{path}: the {what} there cannot be opened ({first_line(error)})") from None
-    try:
-        # One plain request: without a network the hub's own client would try again for half a minute.
-        get_session().head(ENDPOINT, timeout=10)
-    except Exception:
-        raise UserError(
-            f"{name_or_path}: no such folder, not in the local cache, and the hub cannot be reached to fetch it"
-        ) from None
-    try:
-        return open_from(str(name_or_path), **options)
-    except Exception as error:
-        raise UserError(f"{name_or_path}: the hub has no {what} to open ({first_line(error)})") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first sentence of a library's error, short enough to stand inside one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

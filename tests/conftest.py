@@ -5,14 +5,34 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import csv
-from collections.abc import Callable, Sequence
+import dataclasses
+import signal
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.tokenizer import SentenceTokenizer
+from common.train import Trainer
 
 # The encoders here are too small to gain from a second thread, and lose much where another program runs.
 torch.set_num_threads(1)
@@ -62,3 +82,62 @@ def write_csv(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def changed(config: object, field: dataclasses.Field) -> dict[str, object]:
+    """Another value for a field of a configuration, as an argument for `dataclasses.replace`."""
+    value = getattr(config, field.name)
+    hint = typing.get_type_hints(type(config))[field.name]
+    kind = next((t for t in typing.get_args(hint) if t not in (type(None), ...)), hint)
+    choices = field.metadata["argparse"].get("choices")
+    if choices:
+        return {field.name: next(choice for choice in choices if choice not in (value, "auto"))}
+    if kind is bool:
+        return {field.name: not value}
+    if kind in (int, float):
+        return {field.name: (value or 0) + 1 if kind is int else (value or 1) / 2}
+    return {field.name: ("other",) if isinstance(value, tuple) else "other"}
+
+
+def random_bert(**settings: object) -> BertModel:
+    """A small BertModel without its pooler, all of whose weights are random and large enough to be told apart."""
+    torch.manual_seed(1)
+    bert = BertModel(BertConfig(vocab_size=30_522, type_vocab_size=2, **TINY, **settings), add_pooling_layer=False)
+    with torch.no_grad():
+        for parameter in bert.parameters():
+            parameter.normal_(std=0.2)
+    return bert.eval()
+
+
+def tiny_transformer(kind: str, vocab_size: int) -> PreTrainedModel:
+    """A small transformers model with random weights: "roberta", "deberta", "distilbert", "modernbert" or "gpt2"."""
+    torch.manual_seed(2)
+    if kind == "roberta":
+        return RobertaModel(RobertaConfig(vocab_size=vocab_size, **TINY))
+    if kind == "deberta":
+        relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
+        return DebertaV2Model(DebertaV2Config(vocab_size=vocab_size, norm_rel_ebd="layer_norm", **TINY, **relative))
+    if kind == "modernbert":
+        dropout = dict.fromkeys(("attention_dropout", "mlp_dropout", "embedding_dropout"), 0.1)
+        special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+        return ModernBertModel(ModernBertConfig(vocab_size=vocab_size, **TINY, **dropout, **special))
+    if kind == "gpt2":
+        return GPT2Model(GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    return DistilBertModel(DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=4, hidden_dim=64))
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Within the block, a training is sent Ctrl-C during the step of that number."""
+    backward = Trainer._backward
+
+    def disturbed(trainer: Trainer, *arguments: object) -> object:
+        if trainer.progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return backward(trainer, *arguments)
+
+    Trainer._backward = disturbed
+    try:
+        yield
+    finally:
+        Trainer._backward = backward

@@ -1,148 +1,59 @@
-import gzip
 import itertools
-import json
 import re
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from common.cli import UserError
 from common.data import (
     SAMPLES,
     UNLABELLED,
+    LabelledRows,
     MultiTaskDataset,
     SentenceDataset,
+    label_of,
     read_labelled_rows,
     read_scored_pairs,
     read_training_rows,
-    shuffled_batches,
-    token_budget_batches,
     training_tasks,
 )
-from common.readers import read_rows, read_texts
-
-CELLS = ["plain", "with, comma", 'with "quotes"', "two\nlines", "naïve 🤖"]
+from common.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_tables_are_read_with_quotes_commas_and_line_breaks(write_csv, name):
-    path = write_csv(name, ["id", "text"], enumerate(CELLS))
-    assert list(read_texts(path)) == CELLS
-
-
-def test_json_lines_are_read(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps({"text": cell, "n": 1}) for cell in CELLS), encoding="utf-8")
-    assert list(read_texts(path)) == CELLS
-
-
-def test_plain_text_keeps_every_line_blank_ones_too(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes("one\r\n\nthrée\u2028still three".encode())
-    assert list(read_texts(path)) == ["one", "", "thrée\u2028still three"]
-
-
-def test_gzip_is_read_as_what_it_holds(tmp_path):
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"one\ntwo\n"))
-    assert list(read_texts(path)) == ["one", "two"]
-
-
-def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes(b"\xef\xbb\xbftext\nhello\n")
-    assert list(read_texts(path)) == ["hello"]
-
-
-def test_reading_is_lazy(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes(b"text\nfine\n" + b"x,ragged\n")
-    assert next(read_texts(path)) == "fine"
-
-
-MISTAKES = {
-    "empty.csv": (b"", "holds no rows"),
-    "header_only.csv": (b"text,score\n", "holds no rows"),
-    "ragged.csv": (b"text,score\na,1\nb\n", "line 3: 1 cells, but the header has 2 columns"),
-    "after_a_long_cell.csv": (b'text,score\n"a\nb\nc",1\nb\n', "line 5: 1 cells"),
-    "twice.csv": (b"text,text\na,b\n", 'line 1: the header names column "text" more than once'),
-    "latin.csv": ("text\nok\ncaf\u00e9\n".encode("latin-1"), "line 3: not UTF-8 text (byte 0xe9)"),
-    "unclosed.csv": (b'text\nok\n"never closed\n', "line 3: not a well-formed row"),
-    "no_column.csv": (b"body,label\na,b\n", 'line 2: no column "text" (found: body, label)'),
-    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
-    "list.jsonl": (b'["a"]\n', "line 1: not a JSON object"),
-    "utf16.txt": ("text".encode("utf-16"), "line 1: not UTF-8"),
-    "kind.docx": (b"PK", "unknown kind of file"),
-    "cut.txt.gz": (gzip.compress(b"one\n" * 1000)[:20], "cannot be read after line"),
-    "no.txt.gz": (b"plain", "cannot be read after line"),
-    "corrupt.txt.gz": (gzip.compress(b"one\n" * 1000)[:12] + b"\xff" * 40, "cannot be read after line"),
-    "surrogate.jsonl": (b'{"text": "\\ud83d"}\n', "line 1: half of a surrogate pair"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_broken_file_is_named_with_its_line(tmp_path, name):
-    content, message = MISTAKES[name]
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        list(read_texts(path))
-    assert str(caught.value).startswith(f"{path}")
-    assert message in str(caught.value)
-
-
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        list(read_rows(tmp_path / "none.csv"))
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match="cannot be read"):
-        list(read_rows(tmp_path / "folder.csv"))
-
-
-lengths_lists = st.lists(st.integers(1, 50), max_size=60)
-
-
-@given(lengths_lists, st.integers(1, 200))
-def test_token_budget_holds_and_every_row_is_in_one_batch(lengths, budget):
-    batches = token_budget_batches(lengths, budget)
-    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-
-
-@given(lengths_lists, st.integers(1, 200), st.integers(0, 3))
-def test_shuffled_batches_hold_every_row_once_and_keep_the_budget(lengths, budget, epoch):
-    batches = shuffled_batches(lengths, budget, seed=0, epoch=epoch)
-    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
-    assert batches == shuffled_batches(lengths, budget, seed=0, epoch=epoch)
-
-
-def test_epochs_differ():
-    lengths = list(range(1, 41)) * 3
-    assert shuffled_batches(lengths, 100, 0, epoch=0) != shuffled_batches(lengths, 100, 0, epoch=1)
-
-
-def test_padding_is_a_few_per_cent():
-    generator = __import__("random").Random(0)
-    lengths = [max(3, int(generator.lognormvariate(2.9, 0.6))) for _ in range(4000)]
-    for batches in (token_budget_batches(lengths, 2048), shuffled_batches(lengths, 2048, 0, 0)):
-        padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
-        assert sum(lengths) / padded > 0.95
-
-
-def test_a_data_set_of_pairs_collates_column_by_column(tokenizer):
+def test_a_batch_of_pairs_stands_column_by_column(tokenizer):
     data = SentenceDataset([("a", "b b"), ("c c c", "d")], tokenizer, [0.5, 1.5])
-    batch = data.collate([1, 0])
+    batch = data.collate([data[1], data[0]])
     expected = tokenizer(["c c c", "a", "d", "b b"])
     got = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert got == expected
     assert batch["scores"].tolist() == [1.5, 0.5]
     assert batch["index"].tolist() == [1, 0]
+
+
+def test_a_row_costs_its_longest_sentence_for_each_of_them(tokenizer):
+    data = SentenceDataset([("a", "b b"), ("c c c", "d")], tokenizer)
     assert data.lengths == [2 * 4, 2 * 5]
-    assert data[0] == ([expected[1], expected[3]], 0.5)
+    assert data[0] == {"index": 0, "ids": tokenizer(["a", "b b"]), "length": 2 * 4}
+
+
+def test_the_data_set_reads_any_number_of_sentences_a_row(tokenizer):
+    for row in (("a",), ("a", "b"), ("a", "b", "c c")):
+        batch = SentenceDataset([row, row], tokenizer).collate([{"index": 1, "ids": tokenizer(row), "length": 9}])
+        assert len(batch["input_ids"]) == len(row) and "scores" not in batch
+
+
+def test_a_digest_depends_on_rows_order_and_scores_alone(tokenizer):
+    def made(rows, scores):
+        return SentenceDataset(rows, tokenizer, scores).digest()
+
+    rows, scores = [("a", "b"), ("c", "d")], [0.5, 1.5]
+    assert made(rows, scores) == made([list(row) for row in rows], tuple(scores))
+    others = [
+        made(rows[::-1], scores),
+        made(rows, scores[::-1]),
+        made(rows, None),
+        made([("a", "b"), ("c", "e")], scores),
+    ]
+    assert len({made(rows, scores), *others}) == 5
 
 
 def test_columns_choose_what_is_read(write_csv):
@@ -163,6 +74,11 @@ PAIR_MISTAKES = {
     "no score": (["sentence1", "sentence2", "score"], [["a", "b", "x"]], 'line 2: the score is "x", not a number'),
     "nan": (["sentence1", "sentence2", "score"], [["a", "b", "1"], ["a", "b", "nan"]], "line 3: the score is"),
     "empty cell": (["sentence1", "sentence2"], [["a", " "]], 'line 2: the cell "sentence2" is empty'),
+    "two kinds": (
+        ["sentence1", "sentence2", "score", "near_miss"],
+        [["a", "b", "1", "c"]],
+        'a.csv: has both "score" and "near_miss", which train in different ways; leave one out',
+    ),
     "no text": (["body"], [["a"]], 'no columns "sentence1" and "sentence2", and no "text" (found: body)'),
 }
 
@@ -173,6 +89,7 @@ def test_rows_that_cannot_be_trained_on_are_named(write_csv, mistake):
     with pytest.raises(UserError) as caught:
         read_training_rows([write_csv("a.csv", header, rows)])
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_files_of_two_kinds_are_not_mixed(write_csv):
@@ -188,6 +105,11 @@ def test_a_near_miss_counts_as_a_pair_scored_zero(write_csv):
     path = write_csv("a.csv", ["sentence1", "sentence2", "near_miss"], [["a", "b", "c"]])
     pairs = read_scored_pairs(path)
     assert (pairs.rows, pairs.scores) == ([("a", "b"), ("a", "c")], [1.0, 0.0])
+
+
+def test_pairs_without_scores_cannot_be_measured(write_csv):
+    with pytest.raises(UserError, match=r'no column "score" \(found: sentence1, sentence2\)'):
+        read_scored_pairs(write_csv("a.csv", ["sentence1", "sentence2"], [["a", "b"]]))
 
 
 def test_scores_that_are_all_alike_cannot_be_ranked(write_csv):
@@ -229,13 +151,64 @@ def test_the_tasks_may_be_chosen_among_the_columns(write_csv):
     assert list(read_labelled_rows([path], ["mood"]).labels) == ["mood"]
 
 
-def test_missing_labels_are_marked(write_csv, tokenizer):
+@pytest.fixture
+def gaps(write_csv, tokenizer) -> MultiTaskDataset:
     path = write_csv("a.csv", ["text", "topic", "mood"], [["one", "b", ""], ["two", "", "x"], ["three", "a", "y"]])
     rows = read_labelled_rows([path])
+    return MultiTaskDataset(rows, rows.classes(), tokenizer)
+
+
+def test_missing_labels_are_marked(gaps, tokenizer):
+    assert gaps[0] == {"ids": tokenizer(["one"])[0], "labels": [1, UNLABELLED], "length": 3}
+    assert gaps.collate([gaps[1], gaps[2]])["labels"].tolist() == [[UNLABELLED, 0], [0, 1]]
+    assert gaps.labelled("mood") == 2
+
+
+def test_a_batch_of_labelled_texts_is_padded_to_its_longest(tokenizer):
+    rows = LabelledRows(["one two three", "one"], {"topic": ["a", "b"]}, ["f, line 2", "f, line 3"])
     data = MultiTaskDataset(rows, rows.classes(), tokenizer)
-    assert data[0] == (tokenizer(["one"])[0], {"topic": 1, "mood": UNLABELLED})
-    assert data.collate([1, 2])["labels"].tolist() == [[UNLABELLED, 0], [0, 1]]
-    assert data.labelled("mood") == 2
+    batch = data.collate([data[0], data[1]])
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert batch["input_ids"][1, :3].tolist() == tokenizer(["one"])[0]
+
+
+def test_a_digest_of_labelled_texts_does_not_depend_on_the_files_they_came_from(write_csv, tokenizer):
+    def made(*paths):
+        rows = read_labelled_rows(paths)
+        return MultiTaskDataset(rows, {"topic": ["x", "y"]}, tokenizer).digest()
+
+    header, rows = ["text", "topic"], [["a", "x"], ["b", "y"], ["c", "y"]]
+    whole = made(write_csv("whole.csv", header, rows))
+    assert made(write_csv("one.csv", header, rows[:1]), write_csv("two.csv", header, rows[1:])) == whole
+    assert made(write_csv("other.csv", header, [["a", "x"], ["b", "x"], ["c", "y"]])) != whole
+    assert made(write_csv("turned.csv", header, rows[::-1])) != whole
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [
+        ("1", "1"),
+        ("1.0", "1"),
+        (" 1.00 ", "1"),
+        ("-1.0", "-1"),
+        ("1.5", "1.5"),
+        ("v1.0", "v1.0"),
+        ("1.0.0", "1.0.0"),
+        ("10", "10"),
+        ("Very good", "Very good"),
+        ("  ", None),
+        ("", None),
+    ],
+)
+def test_a_label_is_its_cell_and_a_whole_number_has_no_point(cell, label):
+    assert label_of(cell) == label
+
+
+def test_a_number_written_with_a_point_in_one_file_is_the_same_class(write_csv, tmp_path):
+    table = write_csv("a.csv", ["text", "stars"], [["good", "1.0"], ["bad", "2"], ["so-so", "1.5"]])
+    lines = tmp_path / "b.jsonl"
+    lines.write_text('{"text": "fine", "stars": 1}\n{"text": "poor", "stars": 2.0}\n')
+    assert read_labelled_rows([table, lines]).labels == {"stars": ["1", "2", "1.5", "1", "2"]}
 
 
 LABEL_MISTAKES = {
@@ -340,5 +313,9 @@ def test_standard_input_cannot_be_trained_on():
         read_training_rows(["-"])
 
 
-def test_sentences_seen_twice_cost_twice_their_tokens(tokenizer):
-    assert SentenceDataset([("a",)], tokenizer, passes=2).lengths == [2 * 3]
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_plain_text_beside_a_table_with_another_text_column_trains_together(order, write_csv, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    paths = [tmp_path / "a.txt", write_csv("b.csv", ["body", "id"], [["three", 1]])]
+    read = read_training_rows([paths[i] for i in order], column="body")
+    assert sorted(read.rows) == [("one",), ("three",), ("two",)]

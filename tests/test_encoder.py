@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -8,13 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel, BertModel
 
-from common.cli import UserError
-from common.encoder import EncoderConfig, PositionalEncoding, SentenceEncoder, mean_pool
-from common.pretrained import PretrainedEncoder
-from common.tokenizer import SentenceTokenizer
-from tests.conftest import TINY
+from common.embedding import evaluating, pool
+from common.encoder import EncoderConfig, PositionalEncoding, SentenceEncoder
+from common.errors import UserError
+from tests.conftest import TINY, random_bert
 
 SENTENCES = ["A cat sat.", "The dog ran across the whole wide field.", "Yes", "One two three four five six seven."]
 
@@ -36,21 +34,17 @@ def test_positional_encoding_is_the_formula_in_float64():
     np.testing.assert_array_equal(table, expected.astype(np.float32))
 
 
-def test_mean_pooling_is_a_loop_over_the_real_tokens():
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_pooling_is_a_loop_over_the_real_tokens(pooling):
     states, lengths = torch.randn(3, 7, 5), [7, 1, 4]
     mask = torch.tensor([[1] * n + [0] * (7 - n) for n in lengths])
-    expected = torch.stack([sum(states[i, j] for j in range(n)) / n for i, n in enumerate(lengths)])
-    torch.testing.assert_close(mean_pool(states, mask), expected)
-
-
-def random_bert() -> BertModel:
-    torch.manual_seed(1)
-    config = BertConfig(vocab_size=30_522, type_vocab_size=2, **TINY)
-    bert = BertModel(config, add_pooling_layer=False).eval()
-    with torch.no_grad():
-        for parameter in bert.parameters():
-            parameter.normal_(std=0.2)
-    return bert
+    by_hand = {
+        "mean": lambda rows: sum(rows) / len(rows),
+        "cls": lambda rows: rows[0],
+        "max": lambda rows: torch.tensor([max(float(row[i]) for row in rows) for i in range(5)]),
+    }
+    expected = torch.stack([by_hand[pooling](list(states[i, :n])) for i, n in enumerate(lengths)])
+    torch.testing.assert_close(pool(states, mask, pooling), expected)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -113,16 +107,6 @@ def test_a_berts_weights_come_back_bit_exactly(tokenizer, tmp_path):
         assert torch.equal(tensor, again[name]), name
 
 
-def test_a_bert_checkpoint_opens_with_its_learned_positions(tokenizer, tmp_path):
-    bert = random_bert()
-    bert.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    encoder = SentenceEncoder.from_pretrained(tmp_path)
-    assert isinstance(encoder, SentenceEncoder)
-    assert encoder.config.positions == "learned"
-    assert torch.equal(encoder.embeddings.positions.table, bert.embeddings.position_embeddings.weight)
-
-
 def test_saved_model_embeds_bit_identically_in_a_new_process(tiny_encoder, tiny_folder, tmp_path):
     program = (
         "import sys, numpy; from common.encoder import SentenceEncoder; "
@@ -161,6 +145,32 @@ def test_what_stands_at_padded_positions_does_not_matter(tiny_encoder):
         torch.testing.assert_close(tiny_encoder(other, mask), tiny_encoder(input_ids, mask), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_an_embedding_is_its_pooled_states_with_unit_norm(pooling, tokenizer):
+    torch.manual_seed(0)
+    encoder = SentenceEncoder(EncoderConfig(**TINY, pooling=pooling), tokenizer).eval()
+    for sentence in SENTENCES:
+        ids, mask = tokenizer.pad(tokenizer([sentence]))
+        with torch.no_grad():
+            states = encoder.token_states(ids, mask)[0].numpy()
+        expected = {"mean": states.mean(axis=0), "cls": states[0], "max": states.max(axis=0)}[pooling]
+        expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(encoder.encode(SENTENCES)[SENTENCES.index(sentence)], expected, atol=1e-6)
+
+
+def test_lists_one_after_another_are_embedded_as_one_is(tiny_encoder):
+    stream = tiny_encoder.encode_stream([SENTENCES[:1], [], SENTENCES[1:]])
+    chunks = list(stream)
+    assert [len(chunk) for chunk in chunks] == [1, 0, 3]
+    np.testing.assert_allclose(np.concatenate(chunks), tiny_encoder.encode(SENTENCES), atol=1e-6)
+
+
+def test_a_stream_holds_one_list_at_a_time(tiny_encoder):
+    given = iter([["one"], ["two"]])
+    next(tiny_encoder.encode_stream(given))
+    assert next(given) == ["two"]
+
+
 def test_blank_sentences_get_unit_vectors_and_a_count(tiny_encoder):
     with pytest.warns(UserWarning, match="3 of 4 sentences are empty or hold only unknown characters"):
         embeddings = tiny_encoder.encode(["", "🤖", "word", " \n"])
@@ -177,10 +187,18 @@ def test_a_single_string_is_refused(tiny_encoder):
         tiny_encoder.encode("a sentence")
 
 
-def test_encode_leaves_the_training_mode_as_it_was(tiny_encoder):
-    tiny_encoder.train()
-    tiny_encoder.encode(SENTENCES)
-    assert tiny_encoder.training
+@pytest.mark.parametrize("sentences", [SENTENCES, []])
+def test_a_precision_there_is_none_of_is_answered_with_the_choices(tiny_encoder, sentences):
+    with pytest.raises(UserError, match='precision: must be one of fp32, bf16, fp16, not "int8"'):
+        tiny_encoder.encode(sentences, precision="int8")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_gives_nearly_the_same_unit_vectors(tiny_encoder, precision):
+    embeddings = tiny_encoder.encode(SENTENCES, precision=precision)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embeddings, tiny_encoder.encode(SENTENCES), atol=0.02)
 
 
 def test_word_order_matters(tiny_encoder):
@@ -192,6 +210,16 @@ def test_too_long_a_batch_is_refused(tiny_encoder):
     ids = torch.ones(1, 65, dtype=torch.long)
     with pytest.raises(UserError, match="65 tokens long, but the encoder has 64 positions"):
         tiny_encoder(ids, ids)
+
+
+def test_an_odd_width_has_no_sinusoids():
+    with pytest.raises(UserError, match="sinusoidal positions need an even hidden_size, not 33"):
+        EncoderConfig(hidden_size=33, num_attention_heads=3)
+
+
+def test_a_pooling_there_is_none_of_is_answered_with_the_choices():
+    with pytest.raises(UserError, match="pooling: must be one of mean, cls, max, not last"):
+        EncoderConfig(pooling="last")
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
@@ -206,80 +234,8 @@ def test_stages_are_embeddings_then_layers_and_hold_every_parameter_once(tiny_en
     assert sorted(held) == sorted(map(id, tiny_encoder.parameters()))
 
 
-def tiny_transformer(kind: str, vocab_size: int):
-    from transformers import (
-        DebertaV2Config,
-        DebertaV2Model,
-        DistilBertConfig,
-        DistilBertModel,
-        RobertaConfig,
-        RobertaModel,
-    )
-
-    torch.manual_seed(2)
-    if kind == "roberta":
-        return RobertaModel(RobertaConfig(vocab_size=vocab_size, **TINY))
-    if kind == "deberta":
-        relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
-        return DebertaV2Model(DebertaV2Config(vocab_size=vocab_size, **TINY, **relative))
-    return DistilBertModel(DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=4, hidden_dim=64))
-
-
-@pytest.mark.parametrize("kind", ["roberta", "deberta", "distilbert"])
-def test_any_transformers_encoder_opens_behind_the_same_methods(kind, tmp_path):
-    tokenizer = SentenceTokenizer(max_length=32)
-    tiny_transformer(kind, tokenizer.vocab_size).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    encoder = SentenceEncoder.from_pretrained(tmp_path)
-    assert isinstance(encoder, PretrainedEncoder)
-    embeddings = encoder.encode(SENTENCES)
-    assert embeddings.shape == (4, 32)
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(embeddings[2:3], encoder.encode(SENTENCES[2:3]), atol=1e-5)
-    assert len(encoder.stages()) == 3
-    held = [id(parameter) for stage in encoder.stages() for parameter in stage.parameters()]
-    assert sorted(held) == sorted(map(id, encoder.parameters()))
-
-
-def test_another_architecture_saves_and_opens_again(tmp_path):
-    tokenizer = SentenceTokenizer(max_length=32)
-    encoder = PretrainedEncoder(tiny_transformer("roberta", tokenizer.vocab_size), tokenizer)
-    encoder.save_pretrained(tmp_path)
-    again = SentenceEncoder.from_pretrained(tmp_path)
-    np.testing.assert_array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
-
-
-def test_saved_folder_describes_mean_pooling_and_normalisation(tiny_folder):
-    modules = json.loads((tiny_folder / "modules.json").read_text())
-    assert [module["type"].rsplit(".", 1)[1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
-    assert json.loads((tiny_folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_damaged_model_is_refused_in_one_sentence(tiny_folder, name):
-    path = tiny_folder / name
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="cannot be opened") as caught:
-        SentenceEncoder.from_pretrained(tiny_folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_that_would_have_to_be_unpickled_are_refused(tiny_encoder, tiny_folder):
-    (tiny_folder / "model.safetensors").unlink()
-    torch.save(tiny_encoder.state_dict(), tiny_folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be opened"):
-        SentenceEncoder.from_pretrained(tiny_folder)
-
-
-@pytest.mark.parametrize("name", ["no-such-organisation/no-such-model", "./nowhere", "/nowhere/at/all"])
-def test_a_model_that_is_not_there_is_a_users_mistake(name):
-    with pytest.raises(UserError, match="no such"):
-        SentenceEncoder.from_pretrained(name)
-
-
-def test_an_empty_folder_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="no model there"):
-        SentenceEncoder.from_pretrained(tmp_path)
+def test_stages_are_named_from_the_bottom_up(tiny_encoder):
+    assert list(tiny_encoder.named_stages()) == ["embeddings", "layer 1", "layer 2"]
 
 
 def test_a_failed_save_leaves_the_old_model(tiny_encoder, tiny_folder, monkeypatch):
@@ -303,6 +259,20 @@ def test_a_length_the_encoder_cannot_hold_is_refused(tiny_encoder, length):
         tiny_encoder.cut_at(length)
 
 
+def test_without_dropout_training_mode_computes_what_evaluation_mode_does(tiny_encoder, tokenizer):
+    batch = tokenizer.pad(tokenizer(SENTENCES))
+    with torch.no_grad():
+        assert not torch.equal(tiny_encoder.train()(*batch), tiny_encoder.eval()(*batch))
+        tiny_encoder.set_dropout(0)
+        assert torch.equal(tiny_encoder.train()(*batch), tiny_encoder.eval()(*batch))
+
+
+def test_a_share_dropped_while_training_is_not_saved(tiny_encoder, tmp_path):
+    tiny_encoder.set_dropout(0.5)
+    tiny_encoder.save_pretrained(tmp_path)
+    assert SentenceEncoder.from_pretrained(tmp_path).embeddings.dropout.p == 0.1
+
+
 def test_an_opened_encoder_has_no_dropout(tiny_folder, tokenizer):
     encoder = SentenceEncoder.from_pretrained(tiny_folder)
     batch = tokenizer.pad(tokenizer(SENTENCES))
@@ -317,13 +287,10 @@ def test_encode_leaves_each_part_in_its_own_mode(tiny_encoder):
     assert tiny_encoder.layers[1].training and not tiny_encoder.layers[0].training
 
 
-def test_a_folder_made_for_another_pooling_is_warned_about(tiny_folder):
-    (tiny_folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    with pytest.warns(UserWarning, match="made for another pooling"):
-        SentenceEncoder.from_pretrained(tiny_folder)
-
-
-def test_a_damaged_description_is_refused(tiny_folder):
-    (tiny_folder / "sentence_bert_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"sentence_bert_config.json: cannot be read"):
-        SentenceEncoder.from_pretrained(tiny_folder)
+def test_afterwards_each_part_is_in_the_mode_it_was_in_even_after_an_error(tiny_encoder):
+    tiny_encoder.train()
+    tiny_encoder.embeddings.eval()
+    with pytest.raises(ZeroDivisionError), evaluating(tiny_encoder):
+        assert not any(module.training for module in tiny_encoder.modules())
+        1 / 0  # noqa: B018
+    assert tiny_encoder.training and tiny_encoder.layers[0].training and not tiny_encoder.embeddings.dropout.training

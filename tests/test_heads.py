@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.cli import UserError
 from common.encoder import SentenceEncoder
-from common.heads import AttentionPooling, MultiTaskModel, TaskHead
-from common.tokenizer import SentenceTokenizer
+from common.errors import UserError
+from common.heads import AttentionPooling, MultiTaskModel, TaskHead, pad_states
+from common.load import load_encoder
+from common.pretrained import PretrainedEncoder
+from tests.conftest import tiny_transformer
 
 TASKS = {"topic": ["Science", "Sports"], "sentiment": ["Negative", "Neutral", "Positive"]}
 ODD_TASKS = {
@@ -76,14 +78,51 @@ def test_logits_do_not_depend_on_padding(model):
             torch.testing.assert_close(logits, model(input_ids, mask)[task], atol=1e-5, rtol=0)
 
 
-def test_one_pass_gives_the_logits_and_the_sentence_embedding(model):
+def test_each_task_has_a_logit_for_each_of_its_labels(model):
+    logits = model(*batch_of(model))
+    assert {task: tuple(values.shape) for task, values in logits.items()} == {"topic": (3, 2), "sentiment": (3, 3)}
+
+
+def test_the_heads_see_the_encoders_token_states(model):
     input_ids, mask = batch_of(model)
     with torch.no_grad():
-        output = model.outputs(input_ids, mask)
-        torch.testing.assert_close(output.embeddings, model.encoder(input_ids, mask))
-    assert {task: tuple(logits.shape) for task, logits in output.logits.items()} == {
-        "topic": (3, 2),
-        "sentiment": (3, 3),
+        states = model.encoder.token_states(input_ids, mask)
+        for task, logits in model(input_ids, mask).items():
+            assert torch.equal(logits, model.head(task)(states, mask)[0])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 4096])
+def test_logits_of_many_texts_come_in_the_order_given(model, batch_tokens):
+    items = [{"ids": ids} for ids in model.encoder.tokenizer(TEXTS)]
+    logits = model.logits(items, batch_tokens)
+    for i, text in enumerate(TEXTS):
+        with torch.no_grad():
+            alone = model(*batch_of(model, [text]))
+        for task in TASKS:
+            torch.testing.assert_close(logits[task][i], alone[task][0], atol=1e-5, rtol=0)
+
+
+def test_token_states_computed_already_stand_in_for_the_encoder(model, monkeypatch):
+    items = [{"ids": ids} for ids in model.encoder.tokenizer(TEXTS)]
+    with torch.no_grad():
+        states = [model.encoder.token_states(*batch_of(model, [text]))[0] for text in TEXTS]
+    expected = model.logits(items)
+    monkeypatch.setattr(model.encoder, "token_states", None)
+    given = model.logits([{**item, "states": rows} for item, rows in zip(items, states, strict=True)])
+    for task, logits in expected.items():
+        torch.testing.assert_close(given[task], logits, atol=1e-5, rtol=0)
+
+
+def test_padded_states_are_zero_behind_each_rows_end():
+    rows = [torch.ones(2, 3), torch.ones(4, 3)]
+    padded = pad_states(rows)
+    assert padded.shape == (2, 4, 3) and padded[0, 2:].eq(0).all() and padded.sum() == 18
+
+
+def test_logits_of_no_texts_are_empty(model):
+    assert {task: tuple(logits.shape) for task, logits in model.logits([]).items()} == {
+        "topic": (0, 2),
+        "sentiment": (0, 3),
     }
 
 
@@ -138,15 +177,97 @@ def test_the_folder_is_also_the_encoders(model, tmp_path):
     np.testing.assert_array_equal(encoder.encode(TEXTS), model.encoder.encode(TEXTS))
 
 
-def test_heads_sit_on_any_transformers_encoder(tmp_path):
-    from tests.test_encoder import tiny_transformer
+def test_heads_sit_on_any_transformers_encoder(tokenizer, tmp_path):
+    encoder = PretrainedEncoder(tiny_transformer("roberta", tokenizer.vocab_size), tokenizer)
+    model = MultiTaskModel(encoder, TASKS).eval()
+    model.save_pretrained(tmp_path)
+    assert MultiTaskModel.from_pretrained(tmp_path).predict(TEXTS) == model.predict(TEXTS)
+    assert isinstance(load_encoder(tmp_path), PretrainedEncoder)
 
-    tokenizer = SentenceTokenizer(max_length=32)
-    tiny_transformer("roberta", tokenizer.vocab_size).save_pretrained(tmp_path / "roberta")
-    tokenizer.save_pretrained(tmp_path / "roberta")
-    model = MultiTaskModel(SentenceEncoder.from_pretrained(tmp_path / "roberta"), TASKS)
-    model.save_pretrained(tmp_path / "model")
-    assert MultiTaskModel.from_pretrained(tmp_path / "model").predict(TEXTS) == model.predict(TEXTS)
+
+def test_a_new_model_has_trained_no_head_and_an_opened_one_all(model, tmp_path):
+    assert model.untrained == {"topic", "sentiment"}
+    model.save_pretrained(tmp_path)
+    assert MultiTaskModel.from_pretrained(tmp_path).untrained == set()
+
+
+def test_an_added_task_leaves_the_heads_there_are_as_they_were(model):
+    model.untrained = set()
+    more = model.with_tasks({"mood": ["low", "high"], "topic": ["Sports"]})
+    assert more.tasks == {**TASKS, "mood": ["low", "high"]}
+    before, after = model(*batch_of(model)), more.eval()(*batch_of(model))
+    assert all(torch.equal(before[task], after[task]) for task in TASKS)
+    assert after["mood"].shape == (3, 2)
+    assert more.encoder is model.encoder
+
+
+@pytest.mark.parametrize(("untrained", "expected"), [(set(), {"mood"}), ({"topic"}, {"topic", "mood"})])
+def test_with_an_added_task_the_new_head_is_untrained_beside_those_that_were(model, untrained, expected):
+    model.untrained = untrained
+    assert model.with_tasks({**TASKS, "mood": ["low", "high"]}).untrained == expected
+    assert model.untrained == untrained
+
+
+def test_a_label_that_a_head_has_not_learned_cannot_be_added(model):
+    with pytest.raises(UserError, match=r'"topic": the model knows no label "Art" \(it knows: Science, Sports\)'):
+        model.with_tasks({"topic": ["Sports", "Art"]})
+
+
+def test_every_parameter_of_a_model_is_in_exactly_one_stage(model):
+    held = [id(parameter) for stage in model.named_stages().values() for parameter in stage.parameters()]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+
+
+def test_the_models_stages_are_the_encoders_then_each_heads_layers(model):
+    heads = [f"{task} head {n}" for task in TASKS for n in (1, 2, 3)]
+    assert list(model.named_stages()) == ["embeddings", "layer 1", "layer 2", *heads]
+
+
+@pytest.mark.parametrize(
+    ("words", "frozen"),
+    [
+        (["encoder"], ["encoder."]),
+        (["head:topic"], ["heads.task topic."]),
+        (["stages:0-1"], ["encoder.embeddings.", "encoder.layers.0."]),
+        (["stages:2", "head:sentiment"], ["encoder.layers.1.", "heads.task sentiment."]),
+        (["all"], [""]),
+        (["none"], []),
+        ([], []),
+    ],
+)
+def test_freezing_takes_the_gradient_of_what_is_named_and_of_nothing_else(model, words, frozen):
+    model.freeze(*words)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad != name.startswith(tuple(frozen)), name
+
+
+def test_what_is_frozen_stays_so_when_more_is_frozen(model):
+    model.freeze("head:topic")
+    model.freeze("stages:0")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert all(name.startswith(("heads.task topic.", "encoder.embeddings.")) for name in frozen)
+    assert any(name.startswith("heads.task topic.") for name in frozen)
+
+
+def test_a_word_that_names_nothing_freezes_nothing(model):
+    with pytest.raises(UserError, match='"head:mood" names no stage'):
+        model.freeze("encoder", "head:mood")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_attention_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(UserError, match="a width of 10 is no multiple of 4 attention heads"):
+        AttentionPooling(10, 4)
+
+
+def test_predicting_in_bf16_gives_nearly_the_same_probabilities(model):
+    (rough, *_), (exact, *_) = model.predict(TEXTS, precision="bf16"), model.predict(TEXTS)
+    assert rough["topic"]["probabilities"] == pytest.approx(exact["topic"]["probabilities"], abs=0.02)
+
+
+def test_predicting_in_a_precision_there_is_none_of_is_answered_with_the_choices(model):
+    with pytest.raises(UserError, match='precision: must be one of fp32, bf16, fp16, not "int8"'):
+        model.predict(TEXTS, precision="int8")
 
 
 def test_an_encoder_without_heads_is_refused(tiny_folder):
@@ -169,6 +290,6 @@ def test_damaged_heads_are_refused_in_one_sentence(model, tmp_path, name, conten
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read") as caught:
+    with pytest.raises(UserError, match=r"heads\.safetensors or tasks\.json cannot be read") as caught:
         MultiTaskModel.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)

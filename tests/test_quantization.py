@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.cli import ROOT, UserError
-from common.encoder import QUANTIZED, SHIPPED, EncoderConfig, SentenceEncoder
-from common.quantization import dequantize, load_quantized, quantize, save_quantized
+from benchmarks.quantization import quantize, save_quantized
+from common.bert import COMPACT, dequantize
+from common.cli import ROOT
+from common.encoder import SHIPPED, EncoderConfig, SentenceEncoder
+from common.errors import UserError
 from common.tokenizer import SentenceTokenizer
 from tests.conftest import TINY
 
@@ -46,7 +48,7 @@ def eight(_: str) -> int:
 
 def test_every_tensor_of_a_saved_encoder_comes_back_within_half_a_step(tiny_encoder, tmp_path):
     save_quantized(tiny_encoder, tmp_path, eight)
-    loaded = load_quantized(tmp_path).state_dict()
+    loaded = SentenceEncoder.from_pretrained(tmp_path).state_dict()
     assert loaded.keys() == tiny_encoder.state_dict().keys()
     for name, tensor in tiny_encoder.state_dict().items():
         if tensor.dim() == 2:
@@ -56,9 +58,11 @@ def test_every_tensor_of_a_saved_encoder_comes_back_within_half_a_step(tiny_enco
             assert torch.equal(loaded[name], tensor), name
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
-def test_from_pretrained_opens_it_ready_for_use_and_for_training(positions, tokenizer, tmp_path):
-    encoder = SentenceEncoder(replace(EncoderConfig(**TINY), positions=positions), tokenizer).eval()
+def test_from_pretrained_opens_it_ready_for_use_and_for_training(positions, pooling, tokenizer, tmp_path):
+    config = replace(EncoderConfig(**TINY), positions=positions, pooling=pooling)
+    encoder = SentenceEncoder(config, tokenizer).eval()
     save_quantized(encoder, tmp_path, eight)
     loaded = SentenceEncoder.from_pretrained(tmp_path)
     assert loaded.config == encoder.config
@@ -72,7 +76,7 @@ def test_loading_leaves_the_random_state_alone(tiny_encoder, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    load_quantized(tmp_path)
+    SentenceEncoder.from_pretrained(tmp_path)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -87,7 +91,7 @@ def test_the_exported_encoder_embeds_as_the_quantized_one(tiny_encoder, tmp_path
 @pytest.mark.parametrize("harm", ["cut", "changed", "another shape", "empty", "no weights"])
 def test_a_damaged_file_is_refused_in_one_sentence(harm, tiny_encoder, tmp_path):
     save_quantized(tiny_encoder, tmp_path, eight)
-    path, config = tmp_path / QUANTIZED, tmp_path / "config.json"
+    path, config = tmp_path / COMPACT, tmp_path / "config.json"
     content = bytearray(path.read_bytes())
     if harm == "cut":
         path.write_bytes(content[: len(content) // 2])
@@ -102,7 +106,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(harm, tiny_encoder, tmp_path)
         path.unlink()
         path.mkdir()
     with pytest.raises(UserError, match="cannot be" if harm == "no weights" else "damaged or cut short"):
-        load_quantized(tmp_path)
+        SentenceEncoder.from_pretrained(tmp_path)
 
 
 def test_an_encoder_with_another_vocabulary_is_not_written_without_it(tiny_encoder, tmp_path):
@@ -140,5 +144,5 @@ def test_the_shipped_encoder_needs_no_network_and_no_other_package():
 
 
 def test_the_shipped_file_is_small_enough_for_git():
-    assert (SHIPPED / QUANTIZED).stat().st_size < 70e6
+    assert (SHIPPED / COMPACT).stat().st_size < 70e6
     assert Path(SHIPPED / "README.md").is_file()

@@ -1,8 +1,9 @@
+import csv
+import dataclasses
 import gzip
 import io
 import json
 import os
-import signal
 import sys
 
 import numpy as np
@@ -10,18 +11,19 @@ import pytest
 import scipy.stats
 import torch
 from PIL import Image
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel
 
-import common.distillation
 import task1
-from common.cli import Interrupted, run
+from common.cli import run
 from common.encoder import EncoderConfig, SentenceEncoder
+from common.errors import Interrupted, UserError
 from common.files import atomic_file
-from tests.conftest import TINY
+from common.tokenizer import SentenceTokenizer
+from tests.conftest import TINY, changed, interrupted_at
 
 SENTENCES = ["A cat sat.", "The dog ran across the field.", "Yes", "One two three."]
 PAIRS = [(f"this is line {i}", f"line {i} it is, a {w}", i % 3) for i, w in enumerate("abcdefghijkl")]
-QUICK = ["--epochs", "2", "--batch-tokens", "120", "--device", "cpu", "--learning-rate", "1e-3"]
+QUICK = ["--epochs", "2", "--batch-size", "4", "--device", "cpu", "--learning-rate", "1e-3"]
 
 
 @pytest.fixture
@@ -153,19 +155,15 @@ def test_the_columns_choose_the_objective_and_the_run_says_so(header, words, tin
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_distillation_brings_the_student_nearer_and_drops_the_projection(tiny_folder, write_csv, tmp_path, capsys):
+def test_distillation_brings_the_student_nearer_and_drops_the_projection(
+    tiny_folder, tokenizer, write_csv, tmp_path, capsys
+):
     path, output = write_csv("train.csv", ["text"], [[f"some text, number {i}"] for i in range(16)]), tmp_path / "out"
-    arguments = [
-        "train",
-        str(path),
-        "--model",
-        str(tiny_folder),
-        "--teacher",
-        str(tiny_folder),
-        "--output",
-        str(output),
-    ]
-    task1.main([*arguments, *QUICK])
+    torch.manual_seed(5)
+    config = SentenceEncoder.from_pretrained(tiny_folder).config
+    SentenceEncoder(config, tokenizer).save_pretrained(tmp_path / "teacher")
+    start = ["--model", str(tiny_folder), "--teacher", str(tmp_path / "teacher")]
+    task1.main(["train", str(path), *start, "--output", str(output), *QUICK, "--epochs", "8"])
     assert "distillation" in capsys.readouterr().out
     history = json.loads((output / "training.json").read_text())["history"]
     assert history[-1]["train loss"] < history[0]["train loss"]
@@ -206,24 +204,59 @@ def test_a_stopped_training_resumes_to_the_same_model(tiny_folder, pairs_file, t
         return ["train", str(pairs_file), "--model", str(tiny_folder), "--output", str(tmp_path / output), *QUICK]
 
     task1.main(arguments("whole"))
-    collate, calls = task1.SentenceDataset.collate, []
-
-    def interrupting(self, indices):
-        calls.append(indices)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return collate(self, indices)
-
-    monkeypatch.setattr(task1.SentenceDataset, "collate", interrupting)
-    with pytest.raises(Interrupted):
+    with interrupted_at(1), pytest.raises(Interrupted, match="the same command with --resume goes on from there"):
         task1.main(arguments("parts"))
     task1.main([*arguments("parts"), "--resume"])
     name = "model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
+OTHERS = {"teacher": None, "similarity_weight": None, "model": None, "from_scratch": None, "device": None}
+FIELDS = [f for f in dataclasses.fields(task1.Train) if f.metadata["compared"] and f.name not in OTHERS]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """The command of a training that was stopped after two steps."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    SentenceEncoder(EncoderConfig(**TINY), SentenceTokenizer(max_length=64)).save_pretrained(folder / "tiny")
+    for name, header, rows in (
+        ("train.csv", ["text", "other"], [[f"line {i}", f"line {i}"] for i in range(8)]),
+        ("dev.csv", ["sentence1", "sentence2", "score"], PAIRS),
+    ):
+        with (folder / name).open("w", newline="") as stream:
+            csv.writer(stream).writerows([header, *rows])
+    arguments = {"files": (f"{folder}/train.csv",), "output": f"{folder}/o", "model": f"{folder}/tiny"}
+    numbers = {"max_steps": 9, "batch_size": 4, "max_length": 20, "dropout": 0.5}
+    first = task1.Train(**arguments, dev=f"{folder}/dev.csv", precision="bf16", device="cpu", **numbers)
+    with interrupted_at(1), pytest.raises(Interrupted):
+        first.run()
+    return first
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_resuming_with_any_other_option_is_refused(field, unfinished):
+    with pytest.raises(UserError, match=f"^{field.name}: is .*, but .* in the unfinished run"):
+        dataclasses.replace(unfinished, **changed(unfinished, field), resume=True).run()
+
+
+def test_resuming_from_another_model_or_teacher_is_refused(tiny_folder, tokenizer, write_csv, tmp_path):
+    path = write_csv("train.csv", ["text"], [[f"line {i}"] for i in range(8)])
+    torch.manual_seed(5)
+    other = SentenceEncoder(SentenceEncoder.from_pretrained(tiny_folder).config, tokenizer)
+    other.save_pretrained(tmp_path / "other")
+    arguments = {"files": (str(path),), "output": str(tmp_path / "o"), "model": str(tiny_folder), "device": "cpu"}
+    first = task1.Train(**arguments, teacher=str(tiny_folder))
+    with interrupted_at(0), pytest.raises(Interrupted):
+        first.run()
+    changes = ({"model": str(tmp_path / "other")}, {"teacher": str(tmp_path / "other")}, {"similarity_weight": 2.0})
+    for change in changes:
+        with pytest.raises(UserError, match=f"^{next(iter(change))}: is .*, but"):
+            dataclasses.replace(first, **change, resume=True).run()
+
+
 MISTAKES = {
-    "unknown command": (["embbed"], "invalid choice"),
+    "unknown command": (["embbed"], 'no command "embbed" (there are: embed, train, evaluate, export'),
     "unknown option": (["embed", "a.txt", "--outptu", "x"], "task1.py embed --help"),
     "no such file": (["embed", "none.txt", "--output", "o.npy", "--model", "{model}"], "none.txt: no such file"),
     "no such model": (["embed", "{text}", "--output", "o.npy", "--model", "./none"], "none: no such model folder"),
@@ -239,7 +272,7 @@ MISTAKES = {
     ),
     "no such device": (
         ["embed", "{text}", "--output", "o.npy", "--model", "{model}", "--device", "tpu9"],
-        "no such device",
+        '--device: this machine has no "tpu9"',
     ),
     "evaluate on text": (["evaluate", "{text}", "--model", "{model}"], 'no column "score"'),
     "dev without scores": (["train", "{text}", "--dev", "{text}", "--output", "o"], 'no column "score"'),
@@ -248,15 +281,10 @@ MISTAKES = {
         ["train", "{text}", "--output", "o", "--model", "{model}", "--resume"],
         "no checkpoint to resume",
     ),
-    "no epochs": (["train", "{text}", "--output", "o", "--epochs", "0"], "--epochs 0: must be 1 or more"),
-    "patience without dev": (["train", "{text}", "--output", "o", "--patience", "2"], "--dev"),
-    "teacher option alone": (["train", "{text}", "--output", "o", "--no-teacher-embeddings"], "goes with --teacher"),
-    "two starts": (["train", "{text}", "--output", "o", "--from-scratch", "--widen"], "choose one"),
-    "widen nothing": (["train", "{text}", "--output", "o", "--widen"], "name it with --teacher"),
-    "a teacher that does not fit": (
-        ["train", "{text}", "--output", "o", "--widen", "--teacher", "{model}"],
-        "takes a BERT-like teacher of 6 layers, 384 wide",
-    ),
+    "no epochs": (["train", "{text}", "--output", "o", "--epochs", "0"], "--epochs: must be 1 or more, not 0"),
+    "patience without dev": (["train", "{text}", "--output", "o", "--patience", "2"], "--patience needs --dev"),
+    "teacher option alone": (["train", "{text}", "--output", "o", "--similarity-weight", "2"], "needs --teacher"),
+    "two starts": (["train", "{text}", "--output", "o", "--from-scratch", "--model", "{model}"], "choose one"),
     "dropout of all": (["train", "{text}", "--output", "o", "--dropout", "1"], "from 0 to below 1"),
     "negative weight": (["train", "{text}", "--output", "o", "--similarity-weight", "-1"], "must be 0 or more"),
     "too long": (
@@ -289,7 +317,7 @@ def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(
 
 
 def test_without_a_model_the_shipped_encoder_embeds(sentences_file, tiny_folder, tiny_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(task1, "SHIPPED", tiny_folder)
+    monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
     task1.main(["embed", str(sentences_file), "--output", str(tmp_path / "o.npy"), "--precision", "fp32"])
     np.testing.assert_allclose(np.load(tmp_path / "o.npy"), tiny_encoder.encode(SENTENCES), atol=1e-6)
 
@@ -299,27 +327,6 @@ def test_export_writes_a_folder_that_transformers_opens(tiny_folder, tmp_path, m
     assert AutoModel.from_pretrained(tmp_path / "out").config.hidden_size == 32
     code, error = outcome(monkeypatch, capsys, "export", tmp_path / "out", "--model", tiny_folder)
     assert code == 2 and "holds a model already" in error
-
-
-def narrow_teacher(tokenizer, folder):
-    """A random BERT half as wide as the student of `narrow_project`."""
-    torch.manual_seed(0)
-    bert = BertModel(BertConfig(**{**TINY, "hidden_size": 16, "intermediate_size": 32}), add_pooling_layer=False)
-    SentenceEncoder.from_bert(bert, tokenizer).save_pretrained(folder)
-    return folder
-
-
-def test_a_widened_teacher_is_the_start_of_its_student(tokenizer, sentences_file, tmp_path, monkeypatch, capsys):
-    teacher = narrow_teacher(tokenizer, tmp_path / "teacher")
-    project = EncoderConfig(**{**TINY, "num_attention_heads": 2})
-    monkeypatch.setattr(common.distillation, "EncoderConfig", lambda: project)
-    arguments = ["train", str(sentences_file), "--teacher", str(teacher), "--widen", "--output", str(tmp_path / "o")]
-    task1.main([*arguments, *QUICK, "--dropout", "0", "--learning-rate", "1e-6"])
-    assert "widened to 32" in capsys.readouterr().out
-    student = SentenceEncoder.from_pretrained(tmp_path / "o")
-    assert student.config == project
-    before, after = SentenceEncoder.from_pretrained(teacher).encode(SENTENCES), student.encode(SENTENCES)
-    np.testing.assert_allclose(after @ after.T, before @ before.T, atol=0.2)
 
 
 def test_without_dropout_a_training_step_is_not_random(tiny_encoder, tokenizer):
@@ -349,20 +356,24 @@ def test_training_runs_in_bf16(tiny_folder, pairs_file, tmp_path):
 
 def test_resuming_with_another_dev_file_is_refused(tiny_folder, pairs_file, tmp_path, monkeypatch, capsys):
     arguments = ["train", pairs_file, "--model", tiny_folder, "--output", tmp_path / "out", *QUICK]
-    collate = task1.SentenceDataset.collate
-
-    def interrupting(self, indices):
-        os.kill(os.getpid(), signal.SIGINT)
-        return collate(self, indices)
-
-    monkeypatch.setattr(task1.SentenceDataset, "collate", interrupting)
-    assert outcome(monkeypatch, capsys, *arguments, "--dev", pairs_file)[0] == 130
+    with interrupted_at(1):
+        assert outcome(monkeypatch, capsys, *arguments, "--dev", pairs_file)[0] == 130
     code, error = outcome(monkeypatch, capsys, *arguments, "--resume")
     assert code == 2 and "--dev" in error
 
 
+def test_an_overwriting_run_stopped_before_its_first_save_leaves_the_model(tiny_folder, pairs_file):
+    before = {path.name: path.read_bytes() for path in tiny_folder.iterdir() if path.is_file()}
+    arguments = ["train", str(pairs_file), "--model", str(tiny_folder), "--output", str(tiny_folder), "--overwrite"]
+    with interrupted_at(1), pytest.raises(Interrupted):
+        task1.main([*arguments, *QUICK])
+    assert all((tiny_folder / name).read_bytes() == content for name, content in before.items())
+    task1.main([*arguments[:-1], *QUICK, "--resume"])
+    assert (tiny_folder / "model.safetensors").read_bytes() != before["model.safetensors"]
+
+
 def test_bare_it_embeds_measures_and_writes_everything(tiny_folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(task1, "SHIPPED", tiny_folder)
+    monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
     monkeypatch.setattr(task1, "RUN", tmp_path / "task1")
     task1.main([])
     shown = capsys.readouterr().out

@@ -1,8 +1,7 @@
 import csv
+import dataclasses
 import io
 import json
-import os
-import signal
 import sys
 
 import numpy as np
@@ -11,12 +10,14 @@ import torch
 from PIL import Image
 
 import task2
-from common.cli import Interrupted, run
-from common.encoder import SentenceEncoder
-from common.freezing import FrozenEncoderDataset
+from common.cli import run
+from common.encoder import EncoderConfig, SentenceEncoder
+from common.errors import Interrupted, UserError
 from common.heads import MultiTaskModel
+from common.tokenizer import SentenceTokenizer
+from tests.conftest import TINY, changed, interrupted_at
 
-QUICK = ["--epochs", "2", "--batch-tokens", "150", "--device", "cpu", "--learning-rate", "1e-3"]
+QUICK = ["--epochs", "2", "--batch-size", "8", "--device", "cpu", "--learning-rate", "1e-3"]
 TOPICS, MOODS = ["Science", "Sports"], ["bad", "good", "so-so"]
 ROWS = [
     [f"text {w} number {i}, {'ball' if i % 2 else 'atom'}", TOPICS[i % 2], MOODS[i % 3]]
@@ -49,7 +50,7 @@ def test_train_writes_the_model_and_how_it_went(labelled, tiny_folder, tmp_path)
     task2.main([*arguments, *QUICK])
     assert MultiTaskModel.from_pretrained(output).tasks == {"topic": TOPICS, "mood": MOODS}
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["settings"]["epochs"] == 2
+    assert metrics["command"]["epochs"] == metrics["settings"]["epochs"] == 2
     assert metrics["dev"]["topic"]["rows"] == len(ROWS)
     history = list(csv.DictReader((output / "history.csv").open()))
     tracked = {
@@ -130,26 +131,113 @@ def test_ways_of_balancing_change_the_model(options, labelled, tiny_folder, trai
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_stopped_training_resumes_to_the_same_model(labelled, tiny_folder, tmp_path, monkeypatch):
+WAYS = {
+    "learned weights": ["--balance", "uncertainty", "--evaluate-every", "1"],
+    "heads alone": ["--freeze", "encoder"],
+    "gradual unfreezing": ["--unfreeze", "gradual", "--rates", "layerwise"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stopped_training_resumes_to_the_same_model(way, labelled, tiny_folder, tmp_path):
     def arguments(output):
-        options = ["--dev", str(labelled), "--balance", "uncertainty", "--evaluate-every", "1", *QUICK]
-        return ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output), *options]
+        start = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output)]
+        return [*start, "--dev", str(labelled), *QUICK, "--batch-size", "3", *WAYS[way]]
 
     task2.main(arguments("whole"))
-    collate, calls = task2.MultiTaskDataset.collate, []
-
-    def interrupting(self, indices):
-        calls.append(indices)
-        if len(calls) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return collate(self, indices)
-
-    monkeypatch.setattr(task2.MultiTaskDataset, "collate", interrupting)
-    with pytest.raises(Interrupted):
+    with interrupted_at(4), pytest.raises(Interrupted, match="the same command with --resume goes on from there"):
         task2.main(arguments("parts"))
     task2.main([*arguments("parts"), "--resume"])
     for name in ("model.safetensors", "heads.safetensors", "history.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+OTHERS = {
+    "task_weight": (("topic", 0.7),),
+    "freeze": ("stages:0",),
+    "rates": "layerwise",
+    "unfreeze": 0.5,
+    "tasks": ("topic", "mood"),
+}
+NOT_HERE = ("encoder", "model", "from_scratch", "device")
+FIELDS = [f for f in dataclasses.fields(task2.Train) if f.metadata["compared"] and f.name not in NOT_HERE]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """The command of a training that was stopped after two steps."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    SentenceEncoder(EncoderConfig(**TINY), SentenceTokenizer(max_length=64)).save_pretrained(folder / "tiny")
+    labelled = folder / "labelled.csv"
+    with labelled.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["text", "topic", "mood"], *ROWS])
+    arguments = {"files": (str(labelled),), "output": str(folder / "o"), "encoder": str(folder / "tiny")}
+    numbers = {"max_steps": 9, "batch_size": 4, "max_length": 20, "dropout": 0.5}
+    first = task2.Train(**arguments, dev=(str(labelled),), precision="bf16", device="cpu", **numbers)
+    with interrupted_at(1), pytest.raises(Interrupted):
+        first.run()
+    return first
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_resuming_with_any_other_option_is_refused(field, unfinished):
+    other = {field.name: OTHERS[field.name]} if field.name in OTHERS else changed(unfinished, field)
+    with pytest.raises(UserError, match=f"^{field.name}: is .*, but .* in the unfinished run"):
+        dataclasses.replace(unfinished, **other, resume=True).run()
+
+
+STARTS = {
+    "encoder": lambda folder: {"encoder": f"{folder}/model"},
+    "model": lambda folder: {"encoder": None, "model": f"{folder}/model"},
+    "scratch": lambda _: {"encoder": None, "from_scratch": True},
+    "dev": lambda _: {"dev": ()},
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_resuming_from_another_start_is_refused(name, unfinished, trained, tmp_path, monkeypatch):
+    config = SentenceEncoder.from_pretrained(unfinished.encoder).config
+    monkeypatch.setattr(task2, "SentenceEncoder", lambda: SentenceEncoder(config))
+    with pytest.raises(UserError, match=r"is .*, but .* in the unfinished run"):
+        dataclasses.replace(unfinished, **STARTS[name](tmp_path), resume=True).run()
+
+
+def test_other_labels_in_the_files_are_refused_on_resuming(labelled, tiny_folder, tmp_path):
+    arguments = {"files": (str(labelled),), "output": str(tmp_path / "o"), "encoder": str(tiny_folder)}
+    with interrupted_at(0), pytest.raises(Interrupted):
+        task2.Train(**arguments).run()
+    labelled.write_text(labelled.read_text().replace("Sports,good", "Science,good"))
+    with pytest.raises(UserError, match="other data"):
+        task2.Train(**arguments, resume=True).run()
+
+
+def test_a_model_trained_further_in_its_own_folder_is_there_until_its_successor_is(trained, labelled):
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    arguments = ["train", str(labelled), "--model", str(trained), "--output", str(trained), *QUICK]
+    with interrupted_at(1), pytest.raises(Interrupted):
+        task2.main([*arguments, "--overwrite"])
+    assert all((trained / name).read_bytes() == content for name, content in before.items())
+    task2.main([*arguments, "--resume"])
+    assert (trained / "heads.safetensors").read_bytes() != before["heads.safetensors"]
+
+
+def test_a_run_that_has_replaced_its_own_start_goes_on(trained, labelled):
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--model", str(trained), "--output", str(trained)]
+    arguments += [*QUICK, "--evaluate-every", "1"]
+    before = (trained / "heads.safetensors").read_bytes()
+    with interrupted_at(2), pytest.raises(Interrupted):
+        task2.main([*arguments, "--overwrite"])
+    assert (trained / "heads.safetensors").read_bytes() != before
+    task2.main([*arguments, "--resume"])
+
+
+def test_a_run_without_dev_leaves_no_confusion_of_the_one_before(labelled, tiny_folder, tmp_path):
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
+    task2.main([*arguments, "--dev", str(labelled)])
+    assert (tmp_path / "o" / "confusion.png").exists()
+    task2.main([*arguments, "--overwrite"])
+    assert not (tmp_path / "o" / "confusion.png").exists()
+    assert (tmp_path / "o" / "curves.png").exists()
 
 
 def test_evaluate_counts_what_predict_says(trained, labelled, capsys):
@@ -203,13 +291,13 @@ MISTAKES = {
     "no task weight": (["train", "{data}", "--output", "o", "--task-weight", "topic"], "TASK=WEIGHT"),
     "both balances": (
         ["train", "{data}", "--output", "o", "--task-weight", "topic=1", "--balance", "uncertainty"],
-        "leave --task-weight out",
+        "the weights of the tasks are learned",
     ),
     "unknown task": (["train", "{data}", "--output", "o", "--tasks", "colour"], "no column named colour"),
     "no such encoder": (["train", "{data}", "--output", "o", "--encoder", "./none"], "no such model folder"),
     "an encoder is no model": (["predict", "x", "--model", "{encoder}"], "no multi-task model there"),
     "two starts": (["train", "{data}", "--output", "o", "--from-scratch", "--model", "x"], "choose one"),
-    "from scratch for what": (["--from-scratch", "predict", "x"], "put --from-scratch behind predict"),
+    "from scratch for what": (["--from-scratch", "predict", "x"], "unrecognized arguments: predict x"),
     "freeze nothing known": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "haed:topic"],
         "there are: none, all, encoder, head:topic, head:mood, stages:A-B",
@@ -220,7 +308,23 @@ MISTAKES = {
     ),
     "freeze an untrained head": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "all"],
-        "name a trained model with --model",
+        "the new head of topic, mood would stay at random",
+    ),
+    "freeze one untrained head": (
+        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "head:topic"],
+        "the new head of topic would stay at random",
+    ),
+    "freeze what has labels": (
+        ["train", "{topics}", "--output", "o", "--model", "{model}", "--freeze", "encoder", "--freeze", "head:topic"],
+        "nothing that trains has labels",
+    ),
+    "patience without dev": (
+        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--patience", "2"],
+        "--patience needs --dev",
+    ),
+    "two starts from folders": (
+        ["train", "{data}", "--output", "o", "--encoder", "x", "--model", "y"],
+        "--encoder and --model each say what to start from",
     ),
     "unfreeze how": (["train", "{data}", "--output", "o", "--unfreeze", "slowly"], "gradual:EPOCHS"),
     "rates of no name": (
@@ -241,7 +345,7 @@ MISTAKES = {
     "diverged": (
         [
             *("train", "{data}", "--encoder", "{encoder}", "--output", "o", "--device", "cpu", "--epochs", "9"),
-            *("--learning-rate", "1e38", "--warmup", "0", "--clip-norm", "1e38", "--batch-tokens", "60"),
+            *("--learning-rate", "1e38", "--warmup", "0", "--clip-norm", "1e38", "--batch-size", "3"),
         ],
         "so training stopped",
     ),
@@ -261,6 +365,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         "unseen": write_csv("unseen.csv", ["text", "topic"], [["a", "Sports"], ["b", "volcano"]]),
         "one_class": write_csv("one_class.csv", ["text", "topic"], [["a", "x"], ["b", "x"]]),
         "twice": write_csv("twice.csv", ["text", "topic", "topic"], [["a", "x", "y"]]),
+        "topics": write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS]),
         "unlabelled": write_csv("unlabelled.csv", ["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]]),
     }
     arguments, message = MISTAKES[mistake]
@@ -276,9 +381,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_bare_it_trains_tests_and_writes_everything(from_scratch, tiny_folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(task2, "SHIPPED", tiny_folder)
     tiny = SentenceEncoder.from_pretrained(tiny_folder)
-    monkeypatch.setattr(task2, "starting_encoder", lambda *_: tiny)
+    monkeypatch.setattr(task2, "load_encoder", lambda *_: tiny)
+    monkeypatch.setattr(task2, "SentenceEncoder", lambda *_: tiny)
     monkeypatch.setattr(task2, "RUN", tmp_path / "task2")
     task2.main(["--from-scratch"] if from_scratch else [])
     shown = capsys.readouterr().out
@@ -291,9 +396,25 @@ def test_bare_it_trains_tests_and_writes_everything(from_scratch, tiny_folder, m
 
 
 def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
-    monkeypatch.setattr(task2, "SHIPPED", tiny_folder)
-    assert task2.starting_encoder(from_scratch=False).dim == 32
-    assert task2.starting_encoder(from_scratch=True).dim == 768
+    monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
+    start = {"files": ("a.csv",), "output": "o"}
+    assert task2.Train(**start).starting_model({"a": ["x", "y"]}).encoder.dim == 32
+    assert task2.Train(**start, from_scratch=True).starting_model({"a": ["x", "y"]}).encoder.dim == 768
+
+
+def test_dropout_reaches_the_encoder_and_the_heads(labelled, tiny_folder, tmp_path, monkeypatch):
+    seen, backward = [], task2.Trainer._backward
+
+    def watching(trainer, *arguments):
+        model = trainer.objective.model
+        shares = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+        seen.append({*shares, *(layer.attention_dropout for layer in model.encoder.layers)})
+        return backward(trainer, *arguments)
+
+    monkeypatch.setattr(task2.Trainer, "_backward", watching)
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
+    task2.main([*arguments, "--dropout", "0.25"])
+    assert seen[0] == {0.25}
 
 
 def weights_of(folder):
@@ -331,53 +452,11 @@ def test_with_everything_frozen_the_model_is_written_as_it_stands(trained, label
 
 
 @pytest.mark.parametrize("others", [["--freeze", "encoder"], ["--unfreeze", "gradual"]])
-def test_a_batch_with_labels_for_frozen_parts_alone_moves_nothing(others, tiny_folder, write_csv, tmp_path):
+def test_a_step_with_labels_for_frozen_heads_alone_moves_nothing(others, trained, write_csv, tmp_path):
     topics = write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS])
     moods = write_csv("moods.csv", ["text", "mood"], [[row[0] + " and a much longer end " * 3, row[2]] for row in ROWS])
-    arguments = ["train", str(topics), str(moods), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o")]
-    task2.main([*arguments, *QUICK, "--freeze", "head:topic", *others])
-    assert MultiTaskModel.from_pretrained(tmp_path / "o").head("mood").norm.bias.abs().max() > 0
-
-
-def test_a_stopped_training_of_heads_alone_resumes_to_the_same_model(labelled, tiny_folder, tmp_path, monkeypatch):
-    def arguments(output):
-        start = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output)]
-        return [*start, *QUICK, "--batch-tokens", "60", "--freeze", "encoder", "--dev", str(labelled)]
-
-    task2.main(arguments("whole"))
-    collate, calls = FrozenEncoderDataset.collate, []
-
-    def interrupting(self, indices):
-        calls.append(indices)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return collate(self, indices)
-
-    monkeypatch.setattr(FrozenEncoderDataset, "collate", interrupting)
-    with pytest.raises(Interrupted):
-        task2.main(arguments("parts"))
-    task2.main([*arguments("parts"), "--resume"])
-    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-def test_a_stopped_gradual_unfreezing_resumes_to_the_same_model(labelled, tiny_folder, tmp_path, monkeypatch):
-    def arguments(output):
-        start = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output)]
-        return [*start, *QUICK, "--batch-tokens", "60", "--unfreeze", "gradual", "--rates", "seed"]
-
-    task2.main(arguments("whole"))
-    collate, calls = task2.MultiTaskDataset.collate, []
-
-    def interrupting(self, indices):
-        calls.append(indices)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return collate(self, indices)
-
-    monkeypatch.setattr(task2.MultiTaskDataset, "collate", interrupting)
-    with pytest.raises(Interrupted):
-        task2.main(arguments("parts"))
-    task2.main([*arguments("parts"), "--resume"])
-    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    arguments = ["train", str(topics), str(moods), "--model", str(trained), "--output", str(tmp_path / "o")]
+    task2.main([*arguments, *QUICK, "--batch-size", "1", "--freeze", "head:topic", *others])
+    before, after = (MultiTaskModel.from_pretrained(folder) for folder in (trained, tmp_path / "o"))
+    assert not torch.equal(before.head("mood").norm.bias, after.head("mood").norm.bias)
+    assert torch.equal(before.head("topic").norm.bias, after.head("topic").norm.bias)

@@ -1,21 +1,18 @@
 import csv
 import json
-import os
-import signal
 import sys
 
 import pytest
 from PIL import Image
 
-import common.comparison
 import task4
-from common.cli import Interrupted, run
+from common.cli import run
 from common.comparison import random_pairs, split_strategy, stretches
-from common.data import MultiTaskDataset
+from common.errors import Interrupted
 from common.tokenizer import SentenceTokenizer
-from tests.test_encoder import tiny_transformer
+from tests.conftest import interrupted_at, tiny_transformer
 
-QUICK = ["--epochs", "2", "--batch-tokens", "60", "--device", "cpu", "--learning-rate", "1e-3"]
+QUICK = ["--epochs", "2", "--batch-size", "3", "--device", "cpu", "--learning-rate", "1e-3"]
 ROWS = [
     [f"text {w} number {i}, {'ball' if i % 2 else 'atom'}", ["Science", "Sports"][i % 2], ["bad", "good"][i % 3 > 0]]
     for i, w in enumerate("abcdefghijklmnop")
@@ -44,7 +41,7 @@ def outcome(monkeypatch, capsys, *arguments) -> tuple[int, str]:
 
 def test_the_plan_names_every_part_with_its_rate(tiny_folder, capsys):
     task4.main(["plan", "--encoder", str(tiny_folder), "--base-lr", "1e-4", "--json"])
-    plan = {line["part"]: line for line in json.loads(capsys.readouterr().out)}
+    plan = {line["stage"]: line for line in json.loads(capsys.readouterr().out)}
     assert list(plan)[:3] == ["embeddings", "layer 1", "layer 2"]
     assert plan["embeddings"]["factor"] == pytest.approx(0.9**4)
     assert plan["topic head 2"]["rate"] == pytest.approx(1.44e-4)
@@ -63,13 +60,13 @@ def test_a_plan_for_another_architecture_and_other_rates(tmp_path, capsys):
 
 
 def test_a_comparison_measures_each_strategy_from_the_same_start(comparing, tmp_path, capsys):
-    task4.main([*comparing, "--strategies", "uniform,seed,gradual+decay:0.5", "--seeds", "2"])
+    task4.main([*comparing, "--strategies", "uniform,layerwise,gradual+decay:0.5", "--seeds", "2"])
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [(row["strategy"], row["seed"]) for row in rows] == [
-        (strategy, seed) for seed in "01" for strategy in ("uniform", "seed", "gradual+decay:0.5")
+        (strategy, seed) for seed in "01" for strategy in ("uniform", "layerwise", "gradual+decay:0.5")
     ]
     moved = {row["strategy"]: float(row["moved: embeddings"]) for row in rows if row["seed"] == "0"}
-    assert moved["gradual+decay:0.5"] < moved["seed"] < moved["uniform"]
+    assert moved["gradual+decay:0.5"] < moved["layerwise"] < moved["uniform"]
     assert all(-1 <= float(row["similarity kept"]) <= 1 for row in rows)
     assert min(Image.open(tmp_path / "out" / "comparison.png").size) > 400
     shown = capsys.readouterr().out
@@ -78,17 +75,10 @@ def test_a_comparison_measures_each_strategy_from_the_same_start(comparing, tmp_
 
 def test_what_is_done_is_kept_and_what_was_stopped_goes_on(comparing, tmp_path, monkeypatch, capsys):
     task4.main([*comparing, "--output", str(tmp_path / "whole")])
-    collate, calls = MultiTaskDataset.collate, []
-
-    def interrupting(self, indices):
-        calls.append(indices)
-        if len(calls) == 10:
-            os.kill(os.getpid(), signal.SIGINT)
-        return collate(self, indices)
-
-    monkeypatch.setattr(MultiTaskDataset, "collate", interrupting)
-    with pytest.raises(Interrupted, match="goes on from there"):
-        task4.main(comparing)
+    with interrupted_at(8), pytest.raises(Interrupted, match="goes on from there"):
+        task4.main([*comparing, "--strategies", "uniform"])
+    task4.main([*comparing, "--strategies", "uniform"])
+    capsys.readouterr()
     task4.main(comparing)
     assert capsys.readouterr().out.count("kept from an earlier run") == 1
     results = []
@@ -123,7 +113,7 @@ def test_stretches_are_means_of_equal_parts():
 
 def test_strategies_are_rates_with_or_without_unfreezing():
     assert split_strategy("gradual") == ("uniform", 0.0)
-    assert split_strategy("gradual+seed") == ("seed", 0.0)
+    assert split_strategy("gradual+layerwise") == ("layerwise", 0.0)
     assert split_strategy("decay:0.9") == ("decay:0.9", None)
 
 
@@ -135,8 +125,9 @@ def test_random_pairs_are_the_same_each_time_and_never_a_text_with_itself():
 
 MISTAKES = {
     "no such rates": ([*("--strategies", "uniform,faster")], 'no learning rates are called "faster"'),
-    "no seeds": ([*("--seeds", "0")], "--seeds 0: must be 1 or more"),
-    "no strategies": ([*("--strategies", ",")], "--strategies names none"),
+    "no seeds": ([*("--seeds", "0")], "--seeds: must be 1 or more, not 0"),
+    "no strategies": ([*("--strategies", ",")], "--strategies: names none"),
+    "rates beside strategies": ([*("--rates", "layerwise")], "leave --rates and --unfreeze out"),
     "no such test file": ([*("--test", "none.csv")], "none.csv: no such file"),
 }
 
@@ -167,7 +158,7 @@ def test_an_edited_file_of_factors_is_another_setting(comparing, tmp_path, monke
     task4.main([*comparing, "--strategies", str(path)])
     path.write_text('{"embeddings": 0.1}')
     code, error = outcome(monkeypatch, capsys, *comparing, "--strategies", path)
-    assert code == 2 and "--overwrite" in error
+    assert code == 2 and "or overwrite it" in error
     task4.main([*comparing, "--strategies", str(path), "--overwrite"])
     assert "kept from an earlier run" not in capsys.readouterr().out
 
@@ -189,12 +180,11 @@ def test_too_few_dev_texts_to_compare_are_said(comparing, write_csv, monkeypatch
 
 
 def test_bare_it_shows_the_plan_compares_and_writes_everything(tiny_folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(task4, "SHIPPED", tiny_folder)
-    monkeypatch.setattr(common.comparison, "SHIPPED", tiny_folder)
+    monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
     monkeypatch.setattr(task4, "RUN", tmp_path / "task4")
     task4.main([])
     shown = capsys.readouterr().out
-    for word in ("0.9^(2L)", "uniform", "seed", "similarity kept", "layer 2"):
+    for word in ("0.9^(2L)", "uniform", "layerwise", "similarity kept", "layer 2"):
         assert word in shown
     for figure in ("learning_rates.png", "comparison.png", "training.png"):
         assert min(Image.open(tmp_path / "task4" / figure).size) > 400

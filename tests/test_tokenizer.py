@@ -3,7 +3,7 @@ import warnings
 import pytest
 from tokenizers import BertWordPieceTokenizer
 
-from common.cli import UserError
+from common.errors import UserError
 from common.tokenizer import VOCABULARY, SentenceTokenizer
 
 TEXTS = ["Hello, world!", "Naïve café — unaffable.", "", "   ", "日本語 text", "🤖", "a" * 200, "don't\tstop\n"]

@@ -3,9 +3,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from common.cli import UserError
-from common.encoder import SentenceEncoder
-from common.widening import head_importance, most_important_heads, widen, widened_projection
+from benchmarks.widening import head_importance, most_important_heads, widen, widened_teacher
+from common.encoder import EncoderConfig, SentenceEncoder
+from common.errors import UserError
 from tests.conftest import TINY
 
 SENTENCES = ["A cat sat on the mat.", "Stocks fell sharply.", "Yes", "Where did everyone go after the long concert?"]
@@ -27,11 +27,12 @@ def test_widened_with_all_heads_and_its_own_positions_it_embeds_as_the_teacher(t
     np.testing.assert_allclose(wide.encode(SENTENCES), expected, atol=1e-5)
 
 
-def test_the_projection_leads_back_to_the_teachers_embeddings(teacher):
-    wide = widen(teacher, positions="learned", noise=0).eval()
-    back = torch.from_numpy(wide.encode(SENTENCES)) @ widened_projection(teacher.dim).T
-    expected = torch.from_numpy(teacher.encode(SENTENCES))
-    torch.testing.assert_close(torch.nn.functional.normalize(back, dim=-1), expected, atol=1e-5, rtol=0)
+def test_a_widened_teacher_is_saved_as_a_start_for_training(teacher, tmp_path):
+    wide = widen(teacher, [[0, 3], [1, 2]]).eval()
+    wide.save_pretrained(tmp_path)
+    opened = SentenceEncoder.from_pretrained(tmp_path)
+    assert opened.config == wide.config
+    np.testing.assert_array_equal(opened.encode(SENTENCES), wide.encode(SENTENCES))
 
 
 def test_with_fewer_heads_it_embeds_as_the_teacher_without_the_others(teacher):
@@ -96,3 +97,14 @@ def test_what_cannot_be_widened_is_said(tiny_encoder, teacher):
         widen(tiny_encoder)
     with pytest.raises(UserError, match="3 heads"):
         widen(teacher, [[0, 1, 2]] * 2)
+
+
+def test_a_teacher_of_half_the_projects_shape_is_widened_to_it(monkeypatch, teacher):
+    ours = EncoderConfig(**{**TINY, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128})
+    monkeypatch.setattr("benchmarks.widening.EncoderConfig", lambda: ours)
+    assert widened_teacher(teacher, SENTENCES).config == ours
+
+
+def test_a_teacher_of_another_shape_is_refused(teacher):
+    with pytest.raises(UserError, match="6 layers, 384 wide, with 8 heads or more"):
+        widened_teacher(teacher, SENTENCES)

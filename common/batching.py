@@ -1,0 +1,74 @@
+"""Plans, as pure functions: which rows make a step, each process's share of it, and how that is cut into batches."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def token_budget_batches(lengths: Sequence[int], batch_tokens: int, padding: float = math.inf) -> list[list[int]]:
+    """Indices sorted by length and cut so that rows × longest row ≤ `batch_tokens` in each batch.
+
+    A row longer than the budget is a batch by itself. Long batches come first, so that memory is at its
+    highest at once and not at the end.
+
+    Args:
+        padding: the most padding tokens in one batch; more than that, and a batch more costs less.
+    """
+    batches: list[list[int]] = []
+    widest = padded = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        padded += widest - lengths[index]
+        if not batches or (len(batches[-1]) + 1) * widest > batch_tokens or padded > padding:
+            batches.append([])
+            widest, padded = max(lengths[index], 1), 0
+        batches[-1].append(index)
+    return batches
+
+
+def epoch_steps(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """An epoch's steps: every row once, at random, in steps of equal size (to one row) of at most `batch_size` rows.
+
+    Two neighbouring steps share their rows out by length, the longer ones to one of them: that saves padding, and a
+    pair of rows in one step meets again in the next epoch at most about twice as often as by chance. The result
+    depends on the arguments alone, so that training can resume within an epoch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    steps = np.array_split(generator.permutation(len(lengths)), math.ceil(len(lengths) / batch_size))
+    lengths = np.asarray(lengths)
+    for first in range(0, len(steps) - 1, 2):
+        both = np.concatenate(steps[first : first + 2])
+        both = both[np.argsort(lengths[both], kind="stable")]
+        steps[first : first + 2] = np.split(both, [len(steps[first])])
+    return [steps[i].tolist() for i in generator.permutation(len(steps))]
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """The rows of each training step, epoch after epoch: a batch sampler for torch's DataLoader.
+
+    Every process plans the same steps, and takes every `processes`-th row of each, beginning at `process`.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    seed: int
+    steps: range  # the numbers of the steps to take, counted from the first epoch's first
+    process: int = 0
+    processes: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        planned, plan = None, []
+        for step in self.steps:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != planned:
+                planned, plan = epoch, epoch_steps(self.lengths, self.batch_size, self.seed, epoch)
+            yield plan[place][self.process :: self.processes]

@@ -1,0 +1,221 @@
+"""Training several tasks together: how they are weighed, what trains, and how the best model is chosen."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from common.checkpoint import weights_digest
+from common.cli import option
+from common.data import UNLABELLED, MultiTaskDataset
+from common.devices import sum_over_processes
+from common.errors import UserError
+from common.freezing import gradual_unfreezing, is_frozen
+from common.heads import MultiTaskModel
+from common.losses import balanced_class_weights, complete_weights, task_loss, uncertainty_weighted
+from common.metrics import evaluate_tasks
+from common.objective import Batch, Metrics, Objective, Step
+from common.optim import STRATEGIES, learning_rates
+from common.states import FrozenEncoderDataset, state_store
+from common.train import TrainingConfig
+
+
+def task_weight(text: str) -> tuple[str, float]:
+    """One `TASK=WEIGHT`."""
+    task, _, weight = text.rpartition("=")
+    try:
+        return task, float(weight)
+    except ValueError:
+        raise UserError(f"{text}: give it as TASK=WEIGHT, such as topic=0.7", "task_weight") from None
+
+
+def unfreezing(text: str) -> float:
+    """The epochs between two stages in `gradual[:EPOCHS]`; 0 spreads them over the first half of the training."""
+    kind, _, epochs = text.partition(":")
+    try:
+        every = float(epochs) if epochs else 0.0
+    except ValueError:
+        every = -1.0
+    if kind != "gradual" or not 0 <= every < float("inf"):
+        raise UserError(f"{text}: give it as gradual or gradual:EPOCHS, such as gradual:0.5", "unfreeze")
+    return every
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTaskConfig(TrainingConfig):
+    """How the tasks are weighed, and what trains."""
+
+    task_weight: tuple[tuple[str, float], ...] = option(
+        (),
+        "a task's share of the loss (default: all alike, 1 in sum)",
+        action="append",
+        type=task_weight,
+        metavar="TASK=WEIGHT",
+    )
+    balance: str = option("fixed", "task weights as given, or learned", choices=("fixed", "uncertainty"))
+    class_weight: str = option("none", "balanced: rare labels weigh more", choices=("none", "balanced"))
+    freeze: tuple[str, ...] = option(
+        (),
+        "encoder, head:TASK, stages:A-B (0 is the embeddings), all or none; may be given again (default: none)",
+        action="append",
+        metavar="WHAT",
+    )
+    unfreeze: float | None = option(
+        None,
+        "the heads alone first, then a stage more every so many epochs from the top (default: all thaw by half)",
+        type=unfreezing,
+        metavar="gradual[:EPOCHS]",
+    )
+    rates: str = option("uniform", STRATEGIES, metavar="STRATEGY")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance == "uncertainty" and self.task_weight:
+            raise UserError("the weights of the tasks are learned under uncertainty: give none", "task_weight")
+
+
+class MultiTaskObjective(Objective):
+    """Trains a multi-task model on the weighted sum of its tasks' mean losses; each task is tracked on its own.
+
+    With a dev set the model kept is the one with the highest macro F1, averaged over the tasks. What
+    `config.freeze` names is frozen on top of what `model.freeze` froze. With the whole encoder frozen its token states
+    are computed once, before training.
+
+    Args:
+        watch: keep the length of each stage's gradient, before clipping, at every step.
+
+    Raises:
+        UserError: words that name nothing, a new head that would never train, nothing that trains has labels.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        data: MultiTaskDataset,
+        config: MultiTaskConfig,
+        dev: MultiTaskDataset | None = None,
+        watch: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.data, self.dev, self.watch = model, data, dev, watch
+        self.evaluates, tasks = dev is not None, list(model.tasks)
+        fixed = config.balance == "fixed"
+        self.weights = complete_weights(tasks, dict(config.task_weight)) if fixed else None
+        self.log_variances = None if fixed else nn.Parameter(torch.zeros(len(tasks)))
+        self.class_weights = balanced_class_weights(data) if config.class_weight == "balanced" else {}
+        self.rates = learning_rates(config.rates, model, config.learning_rate)
+        model.freeze(*config.freeze)
+        refuse_untrainable(model, data)
+        self.thaw = self._thaw(config)
+        self.tracked = tuple(f"{task} {name}" for task in tasks for name in ("loss", "accuracy"))
+        dev_digest = dev.digest()[:12] if dev else None
+        self.settings = {"start": weights_digest(model), "dev": dev_digest, "rates": [config.rates, self.rates]}
+
+    def _thaw(self, config: MultiTaskConfig) -> dict[str, int]:
+        """The step at which each stage thaws under gradual unfreezing."""
+        if config.unfreeze is None:
+            return {}
+        stages = self.model.encoder.named_stages()
+        if all(map(is_frozen, stages.values())):
+            raise UserError("thaws the encoder, all of which is to stay frozen: leave one out", "unfreeze")
+        rows = len(self.data)
+        between = config.unfreeze * config.steps_per_epoch(rows) or config.total_steps(rows) / 2 / len(stages)
+        due = gradual_unfreezing(list(stages), between)
+        return {stage: step for stage, step in due.items() if not is_frozen(stages[stage])}
+
+    def named_stages(self) -> dict[str, nn.Module]:
+        return self.model.named_stages()
+
+    def prepare(self, folder: Path, precision: str) -> None:
+        """With the whole encoder frozen, let its token states stand in for the texts."""
+        encoder, parts = self.model.encoder, [self.data, *([self.dev] if self.dev else [])]
+        if all(map(is_frozen, encoder.stages())):
+            stores = [state_store(part, encoder.dim, folder) for part in parts]
+            if all(store is not None for store in stores):
+                pairs = zip(parts, stores, strict=True)
+                self.data, *dev = (FrozenEncoderDataset(part, encoder, store, precision) for part, store in pairs)
+                self.dev = dev[0] if dev else None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch of MultiTaskDataset to each task's (rows, classes) logits.
+
+        `states` (rows, length, dim) in the batch stand in for a pass through the encoder.
+        """
+        states = batch.get("states")
+        if states is None:
+            states = self.model.encoder.token_states(batch["input_ids"], batch["attention_mask"])
+        return self.model.classify(states, batch["attention_mask"]).logits
+
+    def losses(self, step: Step) -> Iterator[Tensor]:
+        """Each batch's part of the weighted sum of the tasks' means over the whole step."""
+        device = self.model.encoder.device
+        counts = torch.zeros(len(self.model.tasks), device=device)  # labelled rows of each task in the step
+        for batch in step.batches:
+            counts += (batch["labels"] != UNLABELLED).sum(dim=0)
+        sum_over_processes(counts)
+        for number, batch in enumerate(step.batches):
+            part = torch.zeros((), device=device)
+            for task, logits, labels, count in zip(
+                self.model.tasks, step.forward(number).values(), batch["labels"].T, counts.tolist(), strict=True
+            ):
+                weights = self.class_weights.get(task)
+                loss = task_loss(logits.float(), labels, None if weights is None else weights.to(device))
+                if loss.count:
+                    part = part + self._weighted(task, loss.total / count, loss.count / count)
+                    right = (logits.argmax(dim=-1) == labels).sum()
+                    step.track(f"{task} loss", loss.total.detach(), loss.count)
+                    step.track(f"{task} accuracy", right, loss.count)
+            step.track("loss", part.detach())
+            yield part
+
+    def _weighted(self, task: str, loss: Tensor, share: float) -> Tensor:
+        """A part of a task's mean loss times the task's weight; `share` of the task's rows are in the part."""
+        if self.weights is not None:
+            return self.weights[task] * loss
+        return uncertainty_weighted(loss, self.log_variances[list(self.model.tasks).index(task)], share)
+
+    def traces(self) -> dict[str, float]:
+        return {name: gradient_norm(stage) for name, stage in self.named_stages().items()} if self.watch else {}
+
+    def evaluate(self, precision: str) -> Metrics:
+        results = evaluate_tasks(self.model, self.dev, precision=precision)
+        shown = ("loss", "accuracy", "macro_f1")
+        metrics = {f"{task} {name}": result[name] for task, result in results.items() for name in shown}
+        return {**metrics, "score": sum(result["macro_f1"] for result in results.values()) / len(results)}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """A row of the history: one line for each task."""
+        lines, width = [f"step {row['step']}: training loss {row['train loss']:.3f}"], max(map(len, self.model.tasks))
+        for task in self.model.tasks:
+            shown = [
+                f"{where} {word} {row[key]:.3f}"
+                for where in ("train", "dev")
+                for word, name in (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"))
+                if (key := f"{where} {task} {name}") in row
+            ]
+            if shown:  # the rows of an added task may not label the old ones
+                lines.append(f"  {task:<{width}}  {'  '.join(shown)}")
+        return "\n".join(lines)
+
+
+def refuse_untrainable(model: MultiTaskModel, data: MultiTaskDataset) -> None:
+    """UserError where a new head is frozen, or where nothing that trains has labels to learn from."""
+    heads = {task: all(map(is_frozen, model.head_stages(task).values())) for task in model.tasks}
+    if new := [task for task, frozen in heads.items() if frozen and task in model.untrained]:
+        raise UserError(f"the new head of {', '.join(new)} would stay at random: start from a trained model", "freeze")
+    encoder_trains = not all(map(is_frozen, model.encoder.stages()))
+    learning = [task for task, frozen in heads.items() if data.labelled(task) and (encoder_trains or not frozen)]
+    if not learning:
+        raise UserError("nothing that trains has labels to learn from: thaw what has, or add labelled rows", "freeze")
+
+
+def gradient_norm(stage: nn.Module) -> float:
+    """The length of a stage's gradient; 0 where nothing in it has one."""
+    return float(get_total_norm([p.grad for p in stage.parameters() if p.grad is not None]))

@@ -1,0 +1,199 @@
+"""Objectives that train a sentence encoder: pairs, scored pairs, single sentences, a teacher's embeddings.
+
+Their losses compare the rows of a step with each other, so they need all its embeddings at once. They follow the
+gradient cache of Gao et al. 2021 ("Scaling deep contrastive learning batch size under memory limited setup"): embed the
+whole step, take the gradient of its loss by the embeddings, then run each batch again with that gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import weights_digest
+from common.data import SentenceDataset, TrainingRows, digest
+from common.devices import processes, sum_over_processes
+from common.embedding import Encoder
+from common.errors import UserError
+from common.heads import HEADS, TASKS
+from common.losses import (
+    SIMILARITY_WEIGHT,
+    LossSum,
+    contrastive_loss,
+    distance_loss,
+    ranking_loss,
+    similarity_loss,
+)
+from common.metrics import pair_similarities, spearman
+from common.objective import RESULT_FILES, Batch, Metrics, Objective, Step
+
+FITTED_SENTENCES = 1024
+RIDGE = 0.1
+
+
+class SentenceObjective(Objective):
+    """Trains an encoder by a loss of a whole step's embeddings; with scored `dev` pairs it keeps the best by Spearman.
+
+    Args:
+        dev: scored pairs.
+
+    Raises:
+        UserError: a single row, which has nothing to be compared with.
+    """
+
+    stale = (*RESULT_FILES, HEADS, TASKS)
+    target_width = 0
+
+    def __init__(self, encoder: Encoder, data: SentenceDataset, dev: TrainingRows | None = None) -> None:
+        super().__init__()
+        if len(data) < 2:
+            raise UserError("there is only one row to train on: rows are compared with each other, so give two or more")
+        self.encoder, self.data, self.dev = encoder, data, dev
+        self.rates, self.thaw, self.evaluates = {}, {}, dev is not None
+        dev_digest = digest(dev.rows, dev.scores)[:12] if dev else None
+        self.settings = {"dev": dev_digest, "start": weights_digest(encoder)}
+
+    def named_stages(self) -> dict[str, nn.Module]:
+        return self.encoder.named_stages()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """A batch of SentenceDataset to (rows, columns, dim) embeddings, unit rows."""
+        embeddings = self.encoder(batch["input_ids"], batch["attention_mask"])  # (columns × rows, dim)
+        return embeddings.unflatten(0, (-1, len(batch["index"]))).transpose(0, 1)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What the loss needs of a batch's rows beside their embeddings: (rows, anything)."""
+        return torch.zeros(len(batch["index"]), self.target_width)
+
+    def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
+        """The losses of a step's (rows, columns, dim) embeddings, by name; their means are added up."""
+        raise NotImplementedError
+
+    def losses(self, step: Step) -> Iterator[Tensor]:
+        """The step's loss, then for each batch its embeddings times the loss's gradient by them."""
+        numbers = range(len(step.batches))
+        once = len(numbers) == 1  # a single batch need not be run twice
+        with torch.set_grad_enabled(once):
+            parts = [step.forward(number) for number in numbers]
+        places = Places(step.batches, self.encoder.device)
+        embeddings = places.gather([part.detach() for part in parts], len(self.data.ids[0]), self.encoder.dim)
+        targets = places.gather([self.targets(batch) for batch in step.batches], self.target_width)
+        losses = self.step_losses(embeddings.requires_grad_(), targets)
+        total = sum(loss.mean for loss in losses.values())
+        # Every process computes the same whole step, so that each counts for its share of it.
+        share = 1 / processes().num_processes
+        step.track("loss", total.detach() * share)
+        for name in self.tracked:
+            step.track(name, losses[name].total.detach() * share, losses[name].count * share)
+        yield total * share
+        gradient = embeddings.grad / share
+        for number in numbers:
+            again = parts[number] if once else step.forward(number)
+            yield (again * gradient[places.of_batch[number]]).sum()
+
+    def evaluate(self, precision: str) -> Metrics:
+        similarities = pair_similarities(self.encoder, *zip(*self.dev.rows, strict=True), precision=precision)
+        correlation = spearman(similarities, self.dev.scores)
+        return {"spearman": correlation, "score": correlation}
+
+    def save(self, folder: Path) -> None:
+        self.encoder.save_pretrained(folder)
+
+
+class Places:
+    """Where each of this process's batches stands among the rows of the whole step, on all processes."""
+
+    def __init__(self, batches: Sequence[Batch], device: torch.device) -> None:
+        joined, size = processes(), torch.tensor([float(sum(len(batch["place"]) for batch in batches))], device=device)
+        sum_over_processes(size)
+        self.rows, self.device = int(size), device
+        self.of_batch = [batch["place"] * joined.num_processes + joined.process_index for batch in batches]
+
+    def gather(self, parts: Sequence[Tensor], *shape: int) -> Tensor:
+        """The (rows, *shape) whole of the step, put together from every process's (rows of a batch, *shape) parts."""
+        whole = torch.zeros(self.rows, *shape, device=self.device)
+        for part, places in zip(parts, self.of_batch, strict=True):
+            whole[places] = part.to(whole)
+        sum_over_processes(whole)  # the other processes hold zeros in this one's places
+        return whole
+
+
+class PairObjective(SentenceObjective):
+    """Sentences that belong together: pairs (with near misses), or scored pairs where the data has scores.
+
+    With scores the loss is `ranking_loss`, else `contrastive_loss`. A sentence given as its own pair is seen through
+    two dropout masks (unsupervised SimCSE, Gao et al. 2021, section 3).
+    """
+
+    @property
+    def target_width(self) -> int:
+        return 0 if self.data.scores is None else 1
+
+    def targets(self, batch: Batch) -> Tensor:
+        return batch["scores"][:, None] if "scores" in batch else super().targets(batch)
+
+    def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
+        columns = embeddings.unbind(dim=1)  # each (rows, dim)
+        if self.data.scores is not None:
+            return {"ranking": ranking_loss(*columns[:2], targets[:, 0])}
+        return {"contrastive": contrastive_loss(*columns)}
+
+
+def pair_objective(encoder: Encoder, rows: TrainingRows, dev: TrainingRows | None = None) -> PairObjective:
+    """The objective that the rows' columns ask for; a single sentence becomes its own pair."""
+    pairs = rows.rows if len(rows.columns) > 1 else [(*row, *row) for row in rows.rows]
+    return PairObjective(encoder, SentenceDataset(pairs, encoder.tokenizer, rows.scores), dev)
+
+
+class DistillationObjective(SentenceObjective):
+    """Embed sentences as a teacher does, through a projection that is not part of the encoder.
+
+    The loss is the distance of each embedding to the teacher's, and the difference of the similarities within a step.
+    The projection starts where it fits the teacher's embeddings best by ridge regression.
+
+    Args:
+        data: single sentences.
+        similarity_weight: of the similarities, against the distances.
+    """
+
+    tracked = ("distance", "similarity")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: SentenceDataset,
+        teacher: Encoder,
+        similarity_weight: float = SIMILARITY_WEIGHT,
+        dev: TrainingRows | None = None,
+    ) -> None:
+        super().__init__(encoder, data, dev)
+        self.similarity_weight, self.target_width = similarity_weight, teacher.dim
+        self._teacher, self._precision = [teacher], "fp32"  # in a list: its parameters are not the objective's
+        self.projection = nn.Parameter(fitted_projection(encoder, teacher, [row[0] for row in data.rows]))
+        self.settings |= {"teacher": weights_digest(teacher)}
+
+    def prepare(self, folder: Path, precision: str) -> None:
+        self._teacher[0].to(self.projection.device)
+        self._precision = precision
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The teacher's embeddings of a batch's sentences: (rows, teacher dim), unit rows."""
+        texts = [self.data.rows[i][0] for i in batch["index"].tolist()]
+        return torch.from_numpy(self._teacher[0].encode(texts, precision=self._precision))
+
+    def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
+        student = embeddings[:, 0]  # (rows, dim)
+        similarity = similarity_loss(student, targets)
+        return {
+            "distance": distance_loss(student @ self.projection.T, targets),
+            "similarity": LossSum(self.similarity_weight * similarity.total, similarity.count),
+        }
+
+
+def fitted_projection(encoder: Encoder, teacher: Encoder, texts: Sequence[str]) -> Tensor:
+    """The (teacher dim, dim) matrix that takes an encoder's embeddings of some texts nearest to its teacher's."""
+    texts = texts[:FITTED_SENTENCES]
+    student, wanted = (torch.from_numpy(e.encode(texts)) for e in (encoder, teacher))  # (texts, dim) each
+    normal = student.T @ student + RIDGE * torch.eye(encoder.dim)
+    return torch.linalg.solve(normal, student.T @ wanted).T.contiguous()

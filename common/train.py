@@ -1,0 +1,295 @@
+"""The one training loop: any objective, resumable to the last bit, on one process or several.
+
+A step is `batch_size` rows. Each process takes its share of them, cut into batches by the token budget; losses are sums
+divided by the count over the whole step, so that neither the cut nor the number of processes changes a gradient.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.batching import StepSampler, token_budget_batches
+from common.checkpoint import (
+    CHECKPOINT,
+    read_progress,
+    refuse_existing,
+    refuse_other_run,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from common.cli import Config, above, at_least, between, option, progress_bar, stop_requests
+from common.devices import (
+    DEVICE_HELP,
+    PRECISION_HELP,
+    autocast,
+    processes,
+    resolve_device,
+    resolve_precision,
+    sum_over_processes,
+)
+from common.errors import Interrupted, UserError
+from common.files import make_folder
+from common.freezing import freeze, is_frozen, restored_afterwards
+from common.objective import Batch, Metrics, Objective, Step
+from common.optim import build_optimizer, schedule_factor
+
+FINE_TUNING_RATE, SCRATCH_RATE = 2e-5, 1e-4
+CHECKPOINT_SECONDS = 300
+PADDING = 128  # tokens of padding in a batch beyond which two batches cost less than one
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """How to train."""
+
+    epochs: int = option(3, "passes over the data", check=at_least(1))
+    max_steps: int | None = option(None, "train for this many steps, whatever the epochs", check=at_least(1))
+    learning_rate: float = option(1e-4, "the highest learning rate", check=above(0))
+    batch_size: int = option(32, "rows in a step", check=at_least(1))
+    batch_tokens: int = option(4096, "the most tokens computed at once, for memory alone", check=at_least(1))
+    schedule: str = option("linear", "how the rate falls after the warm-up", choices=("linear", "cosine", "constant"))
+    warmup: float = option(0.1, "share of the steps in which the rate rises", check=between(0, 1))
+    weight_decay: float = option(0.01, "AdamW's weight decay (biases and norms have none)", check=at_least(0))
+    clip_norm: float = option(1.0, "gradients longer than this are scaled down to it", check=above(0))
+    evaluate_every: int | None = option(None, "steps between two evaluations (default: an epoch)", check=at_least(1))
+    patience: int | None = option(None, "stop after this many evaluations without a gain", check=at_least(1))
+    seed: int = option(0, "the same seed gives the same model", check=between(0, 2**32 - 1))
+    precision: str = option("auto", PRECISION_HELP, choices=("auto", "fp32", "bf16"))
+    device: str = option("auto", DEVICE_HELP)
+
+    def steps_per_epoch(self, rows: int) -> int:
+        return math.ceil(rows / self.batch_size)
+
+    def total_steps(self, rows: int) -> int:
+        return self.max_steps or self.epochs * self.steps_per_epoch(rows)
+
+
+@dataclass
+class Progress:
+    """Where a training stands, beside the tensors: all of it goes into the checkpoint."""
+
+    step: int = 0
+    best: Metrics | None = None
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the history's last row
+    traces: dict[str, list[float]] = field(default_factory=dict)  # name to a number for each step
+    seconds: float = 0.0  # spent training, all stretches of an interrupted run together
+    replaces: bool = False  # whether the folder held another run at the start
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains an objective into a folder: the checkpoint, and the best model so far (without `evaluates`: the last).
+
+    Raises:
+        UserError: no rows, nothing to train, patience without an evaluation, a device that is not there.
+    """
+
+    def __init__(self, objective: Objective, config: TrainingConfig, output: str | Path) -> None:
+        rows = len(objective.data.lengths)
+        if not rows:
+            raise UserError("there are no rows to train on")
+        if not any(parameter.requires_grad for parameter in objective.parameters()):
+            raise UserError("everything is frozen: there is nothing to train")
+        if config.patience and not objective.evaluates:
+            raise UserError("needs a dev set to evaluate on", "patience")
+        self.objective, self.config, self.output = objective, config, Path(output)
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.steps_per_epoch, self.total_steps = config.steps_per_epoch(rows), config.total_steps(rows)
+        self.progress = Progress(run=self._identity())
+
+    def train(self, resume: bool = False, overwrite: bool = False) -> Progress:
+        """Run to the end, from the start or from the checkpoint in the folder.
+
+        Afterwards the model is in evaluation mode, its parameters as trainable as before. `finish` drops the
+        checkpoint. Torch's random state is set at every step.
+
+        Args:
+            overwrite: replace the model or the unfinished run in the folder; it goes when this run's own is whole.
+
+        Raises:
+            Interrupted: a signal asked to stop (the checkpoint holds everything), or another process ended.
+            UserError: nothing to resume, something to lose, a folder that cannot be written, a loss that is no number.
+        """
+        refuse_existing(self.output, resume, overwrite)
+        with restored_afterwards(self.objective), stop_requests() as stops:
+            self._begin(resume)
+            progress, saved_at = self.progress, time.monotonic()
+            begun = saved_at - progress.seconds
+            with progress_bar(self.total_steps, " steps", "training", progress.step) as bar:
+                for batches in self._share_of_each_step():
+                    freeze(self.stages, self.frozen | self._not_thawed())
+                    loss, stop = self._backward(batches, stops)
+                    self._update(loss)
+                    progress.seconds = time.monotonic() - begun
+                    bar.update()
+                    bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                    done = progress.step == self.total_steps
+                    if done or progress.step % (self.config.evaluate_every or self.steps_per_epoch) == 0:
+                        self._evaluate(bar)
+                        saved_at = -math.inf  # a new best model on disk needs a checkpoint that knows of it
+                    if done or progress.stopped_early:
+                        break
+                    if stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                        self._checkpoint()
+                        saved_at = time.monotonic()
+                    if stop:
+                        raise Interrupted(f"stopped after step {progress.step} of {self.total_steps}")
+            if not self.objective.evaluates:
+                self._save()
+            processes().wait_for_everyone()
+        return progress
+
+    def finish(self) -> None:
+        """Drop the checkpoint, once all that is to be made of the training is on disk."""
+        if processes().is_main_process:
+            (self.output / CHECKPOINT).unlink(missing_ok=True)
+
+    def _begin(self, resume: bool) -> None:
+        """Freeze, make the optimizer, and take up the checkpoint where one is to be resumed."""
+        saved = read_progress(self.output) if resume else None
+        if saved:
+            refuse_other_run(self.output, saved["run"], self.progress.run)
+        make_folder(self.output)
+        self.objective.to(self.device)
+        self.stages = self.objective.named_stages()
+        self.frozen = {name for name, stage in self.stages.items() if is_frozen(stage)}
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        self.optimizer = build_optimizer(self.objective, rate, decay, self.stages, self.objective.rates)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.objective.train()
+        freeze(self.stages, self.frozen)
+        self.objective.prepare(self.output, self.precision)
+        self.progress.replaces = any((self.output / name).is_file() for name in (CHECKPOINT, "config.json"))
+        if saved:
+            restore_checkpoint(self.output, self.objective, self.optimizer)
+            self.progress = Progress(**saved)
+
+    def _not_thawed(self) -> set[str]:
+        """The stages that begin to train at a later step."""
+        return {stage for stage, due in self.objective.thaw.items() if self.progress.step < due}
+
+    def _share_of_each_step(self) -> DataLoader:
+        """This process's batches of each step that is left, from the same plan on every process."""
+        share = processes().process_index, processes().num_processes
+        left, data = range(self.progress.step, self.total_steps), self.objective.data
+        sampler = StepSampler(data.lengths, self.config.batch_size, self.config.seed, left, *share)
+
+        def cut(items: list[dict[str, Any]]) -> list[Batch]:
+            batches = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, PADDING)
+            return [{**data.collate([items[i] for i in b]), "place": torch.tensor(b)} for b in batches]
+
+        return DataLoader(data, batch_sampler=sampler, collate_fn=cut)
+
+    def _forward(self, number: int, batch: Batch) -> Any:
+        torch.manual_seed(dropout_seed(self.config.seed, self.progress.step, processes().process_index, number))
+        with autocast(self.device, self.precision):
+            return self.objective(batch)
+
+    def _backward(self, batches: list[Batch], stops: list[int]) -> tuple[float, bool]:
+        """The step's gradient, over all processes; gives its loss, and whether any process was asked to stop."""
+        step = Step([{k: v.to(self.device) for k, v in batch.items()} for batch in batches], self._forward)
+        for part in self.objective.losses(step):
+            if part.requires_grad:  # there may be labels for frozen heads alone
+                part.backward()
+        self._sum_gradients()
+        names = ("loss", *self.objective.tracked)
+        shared = torch.tensor([[len(stops), 0], *(step.sums[name] for name in names)], device=self.device)
+        sum_over_processes(shared)
+        (stop, _), (loss, _), *others = shared.tolist()
+        for name, sums in zip(names, [(loss, 1), *others], strict=True):
+            before = self.progress.sums.get(name, (0.0, 0.0))
+            self.progress.sums[name] = [old + new for old, new in zip(before, sums, strict=True)]
+        return loss, stop > 0
+
+    def _sum_gradients(self) -> None:
+        """Add up the processes' gradients; a parameter that none of them has used is left without one.
+
+        DistributedDataParallel would do so while it computes them, but takes its parameters once for all: they differ
+        from step to step here, with the tasks that have labels and the stages that have thawed.
+        """
+        if processes().num_processes == 1:
+            return
+        used = torch.tensor([float(p.grad is not None) for p in self.trained], device=self.device)
+        sum_over_processes(used)
+        shared = [p for p, users in zip(self.trained, used.tolist(), strict=True) if users]
+        for parameter in shared:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        sum_over_processes(*(parameter.grad for parameter in shared))
+
+    def _update(self, loss: float) -> None:
+        """Clip the gradient, and move the parameters by this step's rates."""
+        for name, value in self.objective.traces().items():
+            self.progress.traces.setdefault(name, []).append(value)
+        norm = float(clip_grad_norm_(self.trained, self.config.clip_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._diverged(loss, norm)
+        warmup_steps = round(self.config.warmup * self.total_steps)
+        factor = schedule_factor(self.config.schedule, self.progress.step, warmup_steps, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+
+    def _evaluate(self, bar: tqdm) -> None:
+        """Add a row to the history; with a dev set, evaluate on it and keep the model if it is the best."""
+        progress = self.progress
+        row: dict[str, Any] = {"step": progress.step}
+        row |= {f"train {name}": total / count for name, (total, count) in progress.sums.items() if count}
+        progress.sums = {}
+        if self.objective.evaluates:
+            metrics = self.objective.evaluate(self.precision)
+            row |= {f"dev {name}": value for name, value in metrics.items()}
+            score = metrics["score"] if math.isfinite(metrics["score"]) else -math.inf  # a correlation may be nan
+            if progress.best is None or score > progress.best["score"]:
+                progress.best, progress.evaluations_since_best = {"step": progress.step, **metrics, "score": score}, 0
+                self._save()
+            else:
+                progress.evaluations_since_best += 1
+            progress.stopped_early = progress.evaluations_since_best >= (self.config.patience or math.inf)
+        progress.history.append(row)
+        if processes().is_main_process:
+            bar.write(self.objective.describe(row))
+
+    def _save(self) -> None:
+        """Write the model, and take away what an earlier run left beside the one that it replaces."""
+        if processes().is_main_process:
+            self.objective.save(self.output)
+            for name in self.objective.stale if self.progress.replaces else ():
+                (self.output / name).unlink(missing_ok=True)
+
+    def _checkpoint(self) -> None:
+        if processes().is_main_process:
+            save_checkpoint(self.output, self.objective, self.optimizer, asdict(self.progress))
+
+    def _diverged(self, loss: float, norm: float) -> None:
+        kept = "nothing was saved yet"
+        if (self.output / CHECKPOINT).is_file() and read_progress(self.output)["run"] == self.progress.run:
+            kept = f"the checkpoint of step {read_progress(self.output)['step']} is kept"
+        raise UserError(
+            f"step {self.progress.step + 1}: the loss is {loss} and its gradient's norm {norm}, so training stopped; "
+            f"{kept} in {self.output}; a lower learning rate or a longer warm-up usually helps"
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it goes on from: the settings and the data."""
+        settings = {**self.config.compared(), "precision": self.precision, **self.objective.settings}
+        return {"settings": json.loads(json.dumps(settings)), "data": self.objective.data.digest()}
+
+
+def dropout_seed(seed: int, step: int, process: int, batch: int) -> int:
+    """A seed for each batch of each step on each process, so that no random state needs to be kept."""
+    return int(np.random.SeedSequence([seed, step, process, batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,372 @@
+import copy
+import dataclasses
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+
+import common.states
+from common.data import UNLABELLED, LabelledRows, MultiTaskDataset
+from common.errors import Interrupted, UserError
+from common.freezing import freeze
+from common.heads import MultiTaskModel
+from common.losses import balanced_class_weights
+from common.metrics import evaluate_tasks
+from common.multitask import MultiTaskConfig, MultiTaskObjective, task_weight, unfreezing
+from common.pretrained import PretrainedEncoder
+from common.states import FrozenEncoderDataset
+from common.train import Trainer, TrainingConfig
+from tests.conftest import changed, tiny_transformer
+from tests.test_train import at_step, interrupt
+
+TASKS = {"topic": ["Science", "Sports"], "sentiment": ["bad", "good"]}
+TEXTS = [
+    f"text {word} with {'a ball' if i % 2 else 'an atom'}" + " and more" * (i % 5) for i, word in enumerate("abcdefgh")
+]
+CONFIG = MultiTaskConfig(
+    epochs=3, batch_size=3, learning_rate=1e-2, weight_decay=0.5, device="cpu", precision="fp32", batch_tokens=40
+)
+
+
+def build(kind, tiny_encoder) -> MultiTaskModel:
+    torch.manual_seed(0)
+    if kind == "ours":
+        return MultiTaskModel(tiny_encoder, TASKS)
+    tokenizer = tiny_encoder.tokenizer
+    return MultiTaskModel(PretrainedEncoder(tiny_transformer(kind, tokenizer.vocab_size), tokenizer), TASKS)
+
+
+@pytest.fixture(params=["ours", "roberta", "deberta"])
+def model(request, tiny_encoder) -> MultiTaskModel:
+    return build(request.param, tiny_encoder)
+
+
+@pytest.fixture
+def ours(tiny_encoder) -> MultiTaskModel:
+    return build("ours", tiny_encoder)
+
+
+@pytest.fixture
+def still(ours) -> MultiTaskModel:
+    """A model without dropout, to be compared with another computation."""
+    ours.set_dropout(0.0)
+    return ours
+
+
+def data_for(model, classes=None) -> MultiTaskDataset:
+    labels = {task: [names[i % 2] for i in range(len(TEXTS))] for task, names in TASKS.items()}
+    rows = LabelledRows(TEXTS, labels, [f"line {i}" for i in range(len(TEXTS))])
+    data = MultiTaskDataset(rows, TASKS, model.encoder.tokenizer)
+    data.classes |= classes or {}
+    return data
+
+
+def trainer_for(model, output, config=CONFIG, classes=None, dev=None, **options) -> Trainer:
+    options = {**options, "dev": data_for(model) if dev else None}
+    return Trainer(MultiTaskObjective(model, data_for(model, classes), config, **options), config, output)
+
+
+def copied(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def one_step(model, tmp_path, classes=None, **settings):
+    """The history's row and all gradients of one step over all rows, cut into batches of a row or two."""
+    settings = {"batch_size": len(TEXTS), "batch_tokens": 12, "epochs": 1, "clip_norm": 1e9, **settings}
+    trainer, found = trainer_for(model, tmp_path, dataclasses.replace(CONFIG, **settings), classes), {}
+    update = trainer._update
+
+    def keep(loss):
+        found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        update(loss)
+
+    trainer._update = keep
+    return trainer.train().history[0], found
+
+
+def mean_losses(model, classes):
+    """Each task's loss over all rows in one batch, as torch averages it."""
+    logits = model(*model.encoder.tokenizer.pad(model.encoder.tokenizer(TEXTS)))
+    return {task: F.cross_entropy(logits[task], torch.tensor(labels)) for task, labels in classes.items()}
+
+
+GAPS = {
+    "topic": [0, UNLABELLED, 1, UNLABELLED, 0, 1, UNLABELLED, 1],
+    "sentiment": [UNLABELLED, UNLABELLED, UNLABELLED, 1, UNLABELLED, UNLABELLED, UNLABELLED, 0],
+}
+
+
+def test_every_labelled_row_weighs_the_same_whatever_batch_it_is_in(still, tmp_path):
+    reference = copy.deepcopy(still)
+    row, gradients = one_step(still, tmp_path, GAPS)
+    losses = mean_losses(reference, GAPS)
+    loss = sum(losses.values()) / 2
+    loss.backward()
+    assert row["train loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert row["train sentiment loss"] == pytest.approx(losses["sentiment"].item(), abs=1e-6)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_token_budget_changes_no_gradient(still, tmp_path):
+    other = copy.deepcopy(still)
+    _, small = one_step(still, tmp_path / "a", GAPS, batch_tokens=12)
+    _, large = one_step(other, tmp_path / "b", GAPS, batch_tokens=8192)
+    for name, gradient in small.items():
+        torch.testing.assert_close(gradient, large[name], atol=1e-6, rtol=1e-4)
+
+
+def test_fifty_steps_have_the_same_losses_under_any_token_budget(still, tmp_path):
+    histories = []
+    for budget, model in ((256, still), (8192, copy.deepcopy(still))):
+        config = dataclasses.replace(
+            CONFIG, batch_tokens=budget, batch_size=8, max_steps=50, evaluate_every=1, learning_rate=1e-3
+        )
+        histories.append(trainer_for(model, tmp_path / str(budget), config, GAPS).train().history)
+    for small, large in zip(*histories, strict=True):
+        assert small == pytest.approx(large, abs=1e-4)
+
+
+def test_class_weights_count_in_a_step_of_one_class(still, tmp_path):
+    classes = {"topic": [0] * 6 + [1] * 2, "sentiment": GAPS["sentiment"]}
+    weights = balanced_class_weights(data_for(still, classes))["topic"]
+    reference = copy.deepcopy(still)
+    row, _ = one_step(still, tmp_path, classes, class_weight="balanced")
+    logits = reference(*reference.encoder.tokenizer.pad(reference.encoder.tokenizer(TEXTS)))["topic"]
+    each = F.cross_entropy(logits, torch.tensor(classes["topic"]), reduction="none") * weights[classes["topic"]]
+    assert row["train topic loss"] == pytest.approx(each.mean().item(), abs=1e-6)
+
+
+def test_learned_task_weights_follow_the_formula_whatever_the_batches(still, tmp_path):
+    reference = copy.deepcopy(still)
+    row, gradients = one_step(still, tmp_path, GAPS, balance="uncertainty")
+    loss = sum(mean_losses(reference, GAPS).values())  # exp(0) × loss + 0 / 2
+    loss.backward()
+    assert row["train loss"] == pytest.approx(loss.item(), abs=1e-6)
+    name = "encoder.layers.0.feed_forward.weight"
+    torch.testing.assert_close(gradients[name], dict(reference.named_parameters())[name].grad, atol=1e-6, rtol=1e-4)
+
+
+def test_task_weights_weigh_the_tasks(still, tmp_path):
+    losses = mean_losses(still, GAPS)
+    expected = 0.8 * losses["topic"].item() + 0.2 * losses["sentiment"].item()
+    row, _ = one_step(still, tmp_path, GAPS, task_weight=(("topic", 0.8),))
+    assert row["train loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_losses_are_computed_in_float32_outside_autocast(ours, tmp_path, monkeypatch):
+    seen, loss = [], F.cross_entropy
+
+    def watching(logits, *arguments, **options):
+        seen.append((logits.dtype, torch.is_autocast_enabled("cpu")))
+        return loss(logits, *arguments, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", watching)
+    trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, precision="bf16")).train()
+    assert set(seen) == {(torch.float32, False)}
+
+
+@pytest.mark.parametrize("words", [("encoder",), ("head:topic",), ("stages:0-1",), ("head:topic", "head:sentiment")])
+def test_what_is_frozen_keeps_every_bit_and_all_else_moves(words, model, tmp_path):
+    model.untrained = set()
+    before, frozen = copied(model), model.frozen_stages(*words)
+    trainer = trainer_for(model, tmp_path, dataclasses.replace(CONFIG, freeze=words))
+    trainer.train()
+    still = {id(parameter) for name in frozen for parameter in model.named_stages()[name].parameters()}
+    vocabulary = max(len(parameter) for parameter in model.parameters())
+    for name, parameter in model.named_parameters():
+        if id(parameter) in still:
+            assert torch.equal(parameter, before[name]), name
+            assert parameter.grad is None and parameter not in trainer.optimizer.state, name
+        elif "position" not in name and len(parameter) < vocabulary and "token_type" not in name:
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_what_the_model_froze_itself_stays_frozen(ours, tmp_path):
+    ours.freeze("stages:0-1")
+    before = copied(ours)
+    trainer_for(ours, tmp_path).train()
+    after = ours.state_dict()
+    assert torch.equal(before["encoder.embeddings.tokens.weight"], after["encoder.embeddings.tokens.weight"])
+    assert not torch.equal(before["encoder.layers.1.feed_forward.bias"], after["encoder.layers.1.feed_forward.bias"])
+    assert not ours.encoder.embeddings.tokens.weight.requires_grad
+    assert ours.encoder.layers[1].feed_forward.weight.requires_grad
+
+
+def test_a_frozen_stage_has_no_dropout_and_the_rest_has(ours):
+    freeze(ours.named_stages(), ours.frozen_stages("encoder"))
+    batch = ours.encoder.tokenizer.pad(ours.encoder.tokenizer(TEXTS))
+    assert torch.equal(ours.encoder(*batch), ours.encoder(*batch))
+    assert not torch.equal(ours(*batch)["topic"], ours(*batch)["topic"])
+
+
+def test_the_backward_pass_stops_above_what_is_frozen(ours):
+    ours.freeze("stages:0-1")
+    batch = ours.encoder.tokenizer.pad(ours.encoder.tokenizer(TEXTS))
+    below = ours.encoder.layers[0](ours.encoder.embeddings(batch[0]), batch[1].bool()[:, None, None, :])
+    assert not below.requires_grad
+    assert ours.encoder.layers[1](below, None).requires_grad
+
+
+FROZEN = dataclasses.replace(CONFIG, freeze=("encoder",))
+
+
+def test_reusing_the_frozen_encoders_outputs_changes_nothing(model, tmp_path, monkeypatch):
+    other = copy.deepcopy(model)
+    reusing = trainer_for(model, tmp_path / "a", FROZEN)
+    reusing.train()
+    assert isinstance(reusing.objective.data, FrozenEncoderDataset)
+    monkeypatch.setattr("common.multitask.state_store", lambda *_: None)
+    computing = trainer_for(other, tmp_path / "b", FROZEN)
+    computing.train()
+    assert isinstance(computing.objective.data, MultiTaskDataset)
+    for name, tensor in copied(model).items():
+        if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which Adam makes a step of
+            torch.testing.assert_close(tensor, other.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_with_reuse_the_encoder_computes_each_row_once(ours, tmp_path, monkeypatch):
+    passed, token_states = [], ours.encoder.token_states
+
+    def counting(input_ids, attention_mask):
+        passed.append(len(input_ids))
+        return token_states(input_ids, attention_mask)
+
+    monkeypatch.setattr(ours.encoder, "token_states", counting)
+    trainer_for(ours, tmp_path, FROZEN).train()
+    assert sum(passed) == len(TEXTS)
+
+
+def test_dev_rows_are_measured_with_reused_outputs_as_without(ours, tmp_path):
+    trainer = trainer_for(ours, tmp_path, FROZEN, dev=True)
+    trainer.train()
+    assert isinstance(trainer.objective.dev, FrozenEncoderDataset)
+    reused, computed = evaluate_tasks(ours, trainer.objective.dev), evaluate_tasks(ours, data_for(ours))
+    assert reused["topic"]["loss"] == pytest.approx(computed["topic"]["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("free", "kind"), [(1e12, "ndarray"), (100, "memmap")])
+def test_the_states_stay_in_memory_or_else_go_to_a_file_that_is_gone_afterwards(
+    free, kind, ours, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    trainer = trainer_for(ours, tmp_path, FROZEN)
+    trainer.train()
+    assert type(trainer.objective.data.store).__name__ == kind
+    assert not list(tmp_path.glob(".token*"))
+
+
+def test_with_neither_memory_nor_disk_the_states_are_computed_anew(ours, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 100}))
+    monkeypatch.setattr(common.states.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
+    trainer = trainer_for(ours, tmp_path, FROZEN)
+    trainer.train()
+    assert isinstance(trainer.objective.data, MultiTaskDataset)
+
+
+def gradual(epochs):
+    return dataclasses.replace(CONFIG, unfreeze=epochs)
+
+
+def test_stages_thaw_from_the_top_one_every_so_many_epochs(ours, tmp_path):
+    assert trainer_for(ours, tmp_path, gradual(1.0)).objective.thaw == {"layer 2": 3, "layer 1": 6, "embeddings": 9}
+
+
+def test_a_stage_gets_its_optimizer_state_when_it_thaws(ours, tmp_path):
+    trainer = trainer_for(ours, tmp_path, dataclasses.replace(gradual(1.0), epochs=2))
+    trainer.train()
+    for name, stage in ours.named_stages().items():
+        thawed = name not in ("layer 1", "embeddings")
+        assert all((parameter in trainer.optimizer.state) == thawed for parameter in stage.parameters()), name
+
+
+def test_thawing_half_way_is_what_no_epochs_ask_for(ours, tmp_path):
+    trainer = trainer_for(ours, tmp_path, gradual(0.0))
+    assert max(trainer.objective.thaw.values()) == pytest.approx(trainer.total_steps / 2, abs=1)
+
+
+def test_a_frozen_encoder_cannot_thaw(ours, tmp_path):
+    with pytest.raises(UserError, match="unfreeze: thaws the encoder, all of which is to stay frozen"):
+        trainer_for(ours, tmp_path, dataclasses.replace(gradual(0.0), freeze=("encoder",)))
+
+
+def test_a_frozen_head_still_teaches_the_encoder(still, tmp_path):
+    still.untrained = set()
+    _, gradients = one_step(still, tmp_path, {"sentiment": [UNLABELLED] * len(TEXTS)}, freeze=("head:topic",))
+    assert gradients["encoder.layers.0.feed_forward.weight"].abs().sum() > 0
+    assert not [name for name in gradients if name.startswith("heads.task topic")]
+
+
+def test_a_new_head_that_would_never_train_is_refused(ours, tmp_path):
+    with pytest.raises(UserError, match="freeze: the new head of topic would stay at random"):
+        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
+
+
+@pytest.mark.parametrize("words", [("encoder", "head:topic"), ("all",)])
+def test_a_training_in_which_nothing_that_trains_has_labels_is_refused(words, ours, tmp_path):
+    ours.untrained, unlabelled = set(), {"sentiment": [UNLABELLED] * len(TEXTS)}
+    with pytest.raises(UserError, match="nothing that trains has labels"):
+        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=words), unlabelled)
+
+
+def test_watched_gradients_are_those_that_clipping_measures(ours, tmp_path, monkeypatch):
+    clip, lengths = torch.nn.utils.clip_grad_norm_, []
+    monkeypatch.setattr("common.train.clip_grad_norm_", lambda *given: lengths.append(clip(*given)) or lengths[-1])
+    trainer = trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("stages:0-1",)), watch=True)
+    norms = torch.tensor(list(trainer.train().traces.values()))  # (stages, steps)
+    assert torch.allclose(norms.square().sum(dim=0).sqrt(), torch.stack(lengths))
+    assert (norms[:2] == 0).all() and (norms[2:] > 0).all()
+
+
+def test_gradients_are_kept_only_when_they_are_watched(ours, tmp_path):
+    assert trainer_for(ours, tmp_path).train().traces == {}
+
+
+def test_a_task_without_labels_has_no_line_in_the_history(ours, tmp_path):
+    objective = trainer_for(ours, tmp_path).objective
+    shown = objective.describe({"step": 3, "train loss": 0.5, "train topic loss": 0.5})
+    assert "topic" in shown and "sentiment" not in shown
+
+
+OWN = dataclasses.fields(MultiTaskConfig)[len(dataclasses.fields(TrainingConfig)) :]
+OTHERS = {"task_weight": (("topic", 0.7),), "freeze": ("stages:0",), "rates": "layerwise", "unfreeze": 0.5}
+
+
+@pytest.mark.parametrize("field", OWN)
+def test_resuming_with_any_other_option_is_refused(field, ours, tmp_path):
+    trainer = trainer_for(copy.deepcopy(ours), tmp_path)
+    backward = trainer._backward
+    stop = at_step(1, interrupt)
+    trainer._backward = lambda *arguments: stop(trainer) or backward(*arguments)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    other = {field.name: OTHERS[field.name]} if field.name in OTHERS else changed(CONFIG, field)
+    with pytest.raises(UserError, match=f"{field.name}: is .*, but .* in the unfinished run"):
+        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, **other)).train(resume=True)
+
+
+def test_the_model_kept_has_the_best_dev_score(ours, tmp_path):
+    progress = trainer_for(ours, tmp_path, dev=True).train()
+    best = evaluate_tasks(MultiTaskModel.from_pretrained(tmp_path), data_for(ours))
+    score = sum(result["macro_f1"] for result in best.values()) / 2
+    assert score == pytest.approx(max(row["dev score"] for row in progress.history), abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["topic", "topic=much"])
+def test_a_task_weight_is_a_name_and_a_number(text):
+    assert task_weight("a=b=0.5") == ("a=b", 0.5)
+    with pytest.raises(UserError, match="TASK=WEIGHT"):
+        task_weight(text)
+
+
+@pytest.mark.parametrize("text", ["slowly", "gradual:-1", "gradual:x", "gradual:inf"])
+def test_unfreezing_is_gradual_with_or_without_epochs(text):
+    assert (unfreezing("gradual"), unfreezing("gradual:0.5")) == (0.0, 0.5)
+    with pytest.raises(UserError, match="gradual:EPOCHS"):
+        unfreezing(text)
+
+
+def test_learned_weights_and_given_ones_exclude_each_other():
+    with pytest.raises(UserError, match="task_weight: the weights of the tasks are learned"):
+        MultiTaskConfig(balance="uncertainty", task_weight=(("topic", 0.5),))
