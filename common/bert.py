@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from common.errors import UserError
-from common.folders import open_from_folder, read_json_object
+from common.folders import open_from_folder, read_json
 
 COMPACT, SCALE = "model.safetensors.gz", ".scale"
 # Our names and BertModel's; the position table and layer i's query_key_value stand apart.
@@ -122,7 +122,7 @@ def read_compact(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         UserError: the files are missing or damaged.
     """
-    path, described = folder / COMPACT, read_json_object(folder / "config.json")
+    path, described = folder / COMPACT, read_json(folder / "config.json", dict)
     try:
         content = path.read_bytes()
     except OSError as error:

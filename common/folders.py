@@ -5,15 +5,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import get_session, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 
 from common.errors import UserError
 
+T = TypeVar("T", dict[str, Any], list[Any])
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a hub's repository: all but weights to be unpickled
 POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
+MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # with their folders
+UNBOUNDED = 10**6  # a tokenizer that sets no bound writes 10^30
 LENGTH_FILE, POOLING_FILE, MODULES_FILE = "sentence_bert_config.json", "1_Pooling/config.json", "modules.json"
 
 
@@ -69,20 +72,20 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
+def read_json(path: Path, kind: type[T]) -> T:
+    """What a JSON file holds, a list or an object; an empty one where there is no file.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or holds something else.
     """
     if not path.is_file():
-        return {}
+        return kind()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
+    if not isinstance(content, kind):
+        raise UserError(f"{path}: holds no JSON {'object' if kind is dict else 'list'}")
     return content
 
 
@@ -100,8 +103,14 @@ class Description:
         Raises:
             UserError: one of the files is damaged.
         """
-        length = read_json_object(folder / LENGTH_FILE).get("max_seq_length")
-        described, names = read_json_object(folder / POOLING_FILE), {key: name for name, key in POOLINGS.items()}
+        modules = [module.get("type", "").rsplit(".", 1)[-1] for module in read_json(folder / MODULES_FILE, list)]
+        if unknown := [name for name in modules if name not in MODULES]:
+            warnings.warn(f"{folder}: its {' and '.join(unknown)} is not known here and left out", stacklevel=3)
+        length = read_json(folder / LENGTH_FILE, dict).get("max_seq_length")
+        if modules and length is None:  # newer versions leave it to the tokenizer
+            bound = read_json(folder / "tokenizer_config.json", dict).get("model_max_length", UNBOUNDED)
+            length = bound if bound < UNBOUNDED else None
+        described, names = read_json(folder / POOLING_FILE, dict), {key: name for name, key in POOLINGS.items()}
         flags = [names.get(key, key) for key, on in described.items() if key.startswith("pooling_mode_") and on]
         modes = described.get("pooling_mode") or flags or "mean"
         pooling = modes if isinstance(modes, str) else ", ".join(modes)  # several are joined end to end
@@ -112,11 +121,11 @@ class Description:
 
     def write(self, folder: Path, dim: int) -> None:
         """Write modules.json and the files it names into an existing folder."""
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
         kind = "sentence_transformers.models."
         files = {
             MODULES_FILE: [
-                {"idx": i, "name": str(i), "path": path, "type": kind + name} for i, (path, name) in enumerate(modules)
+                {"idx": i, "name": str(i), "path": path, "type": kind + name}
+                for i, (name, path) in enumerate(MODULES.items())
             ],
             LENGTH_FILE: {"max_seq_length": self.max_length, "do_lower_case": False},
             POOLING_FILE: {"word_embedding_dimension": dim, POOLINGS[self.pooling]: True},

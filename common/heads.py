@@ -121,8 +121,7 @@ class MultiTaskModel(nn.Module):
                 )
         new = {task: labels for task, labels in tasks.items() if task not in self.tasks}
         model = MultiTaskModel(self.encoder, {**self.tasks, **new}, self.attention_heads)
-        for task in self.tasks:
-            model.head(task).load_state_dict(self.head(task).state_dict())
+        model.heads.update(self.heads)
         model.untrained = self.untrained | set(new)
         return model
 

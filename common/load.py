@@ -5,7 +5,7 @@ from pathlib import Path
 from common.bert import COMPACT
 from common.embedding import Encoder
 from common.encoder import SHIPPED, SentenceEncoder
-from common.folders import model_folder, read_json_object
+from common.folders import model_folder, read_json
 from common.pretrained import PretrainedEncoder
 
 SHIPPED_WORDS = "the shipped encoder"
@@ -21,7 +21,7 @@ def load_encoder(name_or_path: str | Path | None = None) -> Encoder:
         UserError: there is no such model, it cannot be reached or opened, or it is no encoder of text.
     """
     folder = model_folder(name_or_path or SHIPPED)
-    described = read_json_object(folder / "config.json")
+    described = read_json(folder / "config.json", dict)
     is_bert = described.get("model_type") == "bert" and not described.get("is_decoder")
     if (folder / COMPACT).is_file() or is_bert:
         return SentenceEncoder.from_pretrained(folder)

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import csv
 import dataclasses
+import shutil
 import signal
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from transformers import (
     RobertaModel,
 )
 
+from common.data import SAMPLES
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.tokenizer import SentenceTokenizer
 from common.train import Trainer
@@ -124,6 +126,19 @@ def tiny_transformer(kind: str, vocab_size: int) -> PreTrainedModel:
     if kind == "gpt2":
         return GPT2Model(GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=64))
     return DistilBertModel(DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=4, hidden_dim=64))
+
+
+@pytest.fixture
+def few_samples(tmp_path: Path) -> Path:
+    """The sample data with every eighth of its labelled rows, for trainings that need not reach anything."""
+    folder = tmp_path / "samples"
+    shutil.copytree(SAMPLES, folder)
+    for name in ("train", "dev", "test"):
+        with (SAMPLES / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream)
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([header, *rows[::8]])
+    return folder
 
 
 @contextmanager

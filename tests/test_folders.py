@@ -296,3 +296,20 @@ def test_a_model_without_a_description_is_cut_where_its_tokenizer_says(tiny_fold
 def test_a_described_length_beyond_the_positions_is_cut_at_them(tiny_folder):
     (tiny_folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
     assert load_encoder(tiny_folder).tokenizer.max_length == 64
+
+
+def test_a_description_without_a_length_leaves_it_to_the_tokenizer(tiny_folder):
+    (tiny_folder / "sentence_bert_config.json").write_text("{}")
+    path = tiny_folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 40}))
+    assert load_encoder(tiny_folder).tokenizer.max_length == 40
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 10**30}))
+    assert Description.read(tiny_folder).max_length is None
+
+
+def test_a_module_that_is_not_known_is_said_to_be_left_out(tiny_folder):
+    path = tiny_folder / "modules.json"
+    dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+    path.write_text(json.dumps([*json.loads(path.read_text()), dense]))
+    with pytest.warns(UserWarning, match="its Dense is not known here and left out"):
+        load_encoder(tiny_folder)

@@ -33,7 +33,8 @@ PAIRS = [[f"this is line {i}", f"line {i} it is" + " again" * (i % 3), i % 4] fo
 EXACT = ["--precision", "fp32", "--device", "cpu", "--learning-rate", "1e-4"]
 
 
-PORTS = iter(range(29_610, 29_700))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+PORTS = iter(range(29_610 + 100 * WORKER, 29_710 + 100 * WORKER))
 
 
 def launched(*arguments, launch=TORCHRUN):
@@ -123,7 +124,7 @@ def test_distillation_has_the_losses_of_one_process(write_csv, tiny_folder, tmp_
 
 @pytest.mark.parametrize("launch", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_the_launchers_give_the_losses_of_one_process(launch, labelled, tiny_folder, tmp_path):
-    command = ["train", labelled, "--encoder", tiny_folder, *STEPS, *EXACT]
+    command = ["train", labelled, "--encoder", tiny_folder, *STEPS, *EXACT, "--max-steps", "10"]
     worker = launched("task2.py", *command, "--output", tmp_path / "two", launch=launch)
     _, said = worker.communicate()
     assert worker.returncode == 0, said[-3000:]
@@ -170,7 +171,7 @@ def test_predict_and_evaluate_share_the_texts_and_keep_their_order(labelled, tin
 
 def test_a_killed_worker_ends_the_run_in_one_sentence_and_one_process_goes_on(labelled, tiny_folder, tmp_path):
     command = ["train", labelled, "--encoder", tiny_folder, "--dev", labelled, *EXACT, "--dropout", "0"]
-    command += ["--max-steps", "60", "--evaluate-every", "5", "--batch-size", "5"]
+    command += ["--max-steps", "40", "--evaluate-every", "5", "--batch-size", "5"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     launcher = launched("task2.py", *command, "--output", parts)
     while not (parts / CHECKPOINT).is_file() and launcher.poll() is None:

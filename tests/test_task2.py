@@ -380,7 +380,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
-def test_bare_it_trains_tests_and_writes_everything(from_scratch, tiny_folder, monkeypatch, tmp_path, capsys):
+def test_bare_it_trains_tests_and_writes_everything(
+    from_scratch, tiny_folder, few_samples, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(task2, "SAMPLES", few_samples)
     tiny = SentenceEncoder.from_pretrained(tiny_folder)
     monkeypatch.setattr(task2, "load_encoder", lambda *_: tiny)
     monkeypatch.setattr(task2, "SentenceEncoder", lambda *_: tiny)
@@ -392,7 +395,7 @@ def test_bare_it_trains_tests_and_writes_everything(from_scratch, tiny_folder, m
         assert word in shown
     written = {path.name for path in (tmp_path / "task2").iterdir()}
     assert {"metrics.json", "history.csv", "curves.png", "confusion.png", "heads.safetensors"} <= written
-    assert json.loads((tmp_path / "task2" / "metrics.json").read_text())["test"]["topic"]["rows"] == 240
+    assert json.loads((tmp_path / "task2" / "metrics.json").read_text())["test"]["topic"]["rows"] == 30
 
 
 def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
