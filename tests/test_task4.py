@@ -179,9 +179,7 @@ def test_too_few_dev_texts_to_compare_are_said(comparing, write_csv, monkeypatch
     assert code == 2 and "from 3 on" in error
 
 
-def test_bare_it_shows_the_plan_compares_and_writes_everything(
-    tiny_folder, few_samples, monkeypatch, tmp_path, capsys
-):
+def test_bare_it_shows_the_plan_compares_and_writes_everything(tiny_folder, few_samples, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(task4, "SAMPLES", few_samples)
     monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
     monkeypatch.setattr(task4, "RUN", tmp_path / "task4")
