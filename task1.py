@@ -9,7 +9,6 @@ python task1.py export DIR [--model DIR]               write it as other tools r
 python task1.py COMMAND --help                         the options of a command
 """
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import set_seed
 
-from common.checkpoint import refuse_existing, same_folder
+from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import (
     ROOT,
     Config,
@@ -41,7 +40,7 @@ from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.figures import map_figure, save_figure, similarity_figure
-from common.files import ArrayWriter, atomic_file, write_json
+from common.files import ArrayWriter, atomic_file, to_json, write_json
 from common.load import SHIPPED_WORDS, load_encoder
 from common.losses import SIMILARITY_WEIGHT
 from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
@@ -107,7 +106,7 @@ class Evaluate(InferenceConfig):
             interval = bootstrap_interval(statistic, similarities, np.array(pairs.scores))
             result[name] = {"value": statistic(similarities, pairs.scores), "interval_95": interval}
         if self.json:
-            print(json.dumps(result, indent=2))
+            print(to_json(result))
             return
         rows = [
             [name.capitalize(), result[name]["value"], "{:.3f} to {:.3f}".format(*result[name]["interval_95"])]
@@ -178,9 +177,10 @@ class Train(TrainingConfig):
             encoder.set_dropout(self.dropout)
         objective, words = self.objective(encoder, rows, dev)
         if same_folder(self.model, self.output):
-            del objective.settings["start"]  # this run's own saves replace it
+            del objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.model or SHIPPED_WORDS
-        print(f"objective: {words}\ndata: {len(objective.data)} rows of {', '.join(rows.columns)}")
+        columns = ("text",) if self.teacher else rows.columns
+        print(f"objective: {words}\ndata: {len(objective.data)} rows of {', '.join(columns)}")
         print(f"start: {start}; learning rate {self.learning_rate:g}; seed {self.seed}")
         trainer = Trainer(objective, self, self.output)
         with interrupted_hint("the same command with --resume goes on from there"):
@@ -198,6 +198,10 @@ class Train(TrainingConfig):
     ) -> tuple[SentenceObjective, str]:
         """The objective that the columns and the options ask for, and what it is in words."""
         if not self.teacher:
+            if len(rows.columns) == 1 and self.dropout == 0:
+                raise UserError(
+                    "--dropout 0 leaves single sentences nothing to learn from: they need dropout or --teacher"
+                )
             words = OBJECTIVES[rows.columns[-1]] if len(rows.columns) > 1 else SIMCSE
             return pair_objective(encoder, rows, dev), words
         sentences = SentenceDataset([(text,) for row in rows.rows for text in row], encoder.tokenizer)
@@ -219,6 +223,8 @@ class Export(Config):
     def run(self) -> None:
         refuse_existing(self.output, resume=False, overwrite=self.overwrite)
         load_encoder(self.model).save_pretrained(self.output)
+        if self.overwrite:
+            remove_leftovers(self.output, (*SentenceObjective.leftovers, CHECKPOINT))
         print(f"{self.output}: transformers' AutoModel and SentenceTransformer open it as it is")
 
 

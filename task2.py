@@ -21,15 +21,15 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
-from common.checkpoint import refuse_existing, same_folder
+from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
 from common.data import SAMPLES, MultiTaskDataset, read_labelled_rows, training_tasks
 from common.devices import InferenceConfig, resolve_device, resolve_precision, share_out
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.figures import confusion_figure, curves_figure, save_figure
-from common.files import write_json
-from common.heads import MultiTaskModel
+from common.files import to_json, write_json
+from common.heads import TASKS, MultiTaskModel
 from common.load import SHIPPED_WORDS, load_encoder
 from common.metrics import evaluate_tasks
 from common.multitask import MultiTaskConfig, MultiTaskObjective
@@ -101,7 +101,7 @@ class Train(MultiTaskConfig):
             return
         objective = MultiTaskObjective(model, data, self, dev)
         if same_folder(self.model or self.encoder, self.output):
-            del objective.settings["start"]  # this run's own saves replace it
+            del objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.encoder or self.model or SHIPPED_WORDS
         print(f"start: {start}; learning rate {self.learning_rate:g} ({self.rates}); seed {self.seed}")
         if frozen:
@@ -123,6 +123,8 @@ class Train(MultiTaskConfig):
 
     def keep_as_it_is(self, model: MultiTaskModel, dev: MultiTaskDataset | None) -> None:
         """Write the model, all of which is frozen, and measure it on the dev rows."""
+        if self.resume:
+            raise UserError("--freeze all trains nothing, so that there is nothing to resume")
         print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
         device = resolve_device(self.device)
         results = (
@@ -130,8 +132,8 @@ class Train(MultiTaskConfig):
         )
         if is_main_process():
             model.save_pretrained(self.output)
-            for name in RESULT_FILES:
-                (Path(self.output) / name).unlink(missing_ok=True)
+            if self.overwrite:
+                remove_leftovers(self.output, (*RESULT_FILES, CHECKPOINT))
             write_results(Path(self.output), {"command": asdict(self), "dev": results}, results)
         if results:
             print_results(results)
@@ -199,6 +201,8 @@ def open_model(config: InferenceConfig, folder: str | None) -> tuple[MultiTaskMo
     """The model in a folder, on its device, and the options to run it with."""
     if folder is None and not (RUN / "config.json").is_file():
         raise UserError("no --model given and none in runs/task2 yet: `python task2.py` trains a first one there")
+    if folder and Path(folder).is_dir() and not (Path(folder) / TASKS).is_file():
+        raise UserError(f"{folder}: no multi-task model there (no {TASKS}); `task2.py train` makes one")
     model = MultiTaskModel.from_pretrained(folder or RUN)
     return model, config.place(model)
 
@@ -216,7 +220,7 @@ class Evaluate(InferenceConfig):
         rows = read_labelled_rows(self.files, list(model.tasks))
         results = evaluate_tasks(model, MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer), **options)
         if self.json:
-            print(json.dumps(results, indent=2, ensure_ascii=False))
+            print(to_json(results))
             return
         print_results(results)
         print_classes(results)

@@ -7,7 +7,6 @@ python task4.py compare --data FILE --dev FILE             train with each strat
 python task4.py COMMAND --help                             the options of a command
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from common.comparison import Outcome, Setting, compare_strategies, random_pairs
 from common.data import SAMPLES, read_labelled_rows, read_scored_pairs
 from common.errors import UserError
 from common.figures import comparison_figure, rates_figure, save_figure, training_figure
+from common.files import to_json
 from common.heads import MultiTaskModel
 from common.load import load_encoder
 from common.multitask import MultiTaskConfig
@@ -46,7 +46,7 @@ class Plan(Config):
 
     def run(self) -> None:
         lines = planned(MultiTaskModel(load_encoder(self.encoder), TASKS), self.rates, self.base_lr)
-        print(json.dumps(lines, indent=2) if self.json else plan_table(lines))
+        print(to_json(lines) if self.json else plan_table(lines))
 
 
 def planned(model: MultiTaskModel, strategy: str, base_lr: float) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -41,9 +42,9 @@ ROWS, STEPS, WARM_UP, ROUNDS = 320, 12, 4, 3
 class TimedObjective(MultiTaskObjective):
     """Keeps the moment at which each step has its gradient, and the seconds that went before the first."""
 
-    def prepare(self, folder: Path, precision: str) -> None:
+    def prepare(self, folder: Path, **options: Any) -> None:
         started = time.perf_counter()
-        super().prepare(folder, precision)
+        super().prepare(folder, **options)
         self.seconds_before = time.perf_counter() - started
 
     def traces(self) -> dict[str, float]:

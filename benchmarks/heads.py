@@ -19,7 +19,7 @@ from benchmarks.freezing import test_rows, training_rows
 from benchmarks.multitask import DEV_ROWS, TASKS, part_of
 from benchmarks.record import RESULTS, record
 from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import resolve_precision
+from common.devices import InferenceConfig
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
@@ -36,12 +36,12 @@ def sweep(data: Path) -> list[dict[str, object]]:
     """A training for each rate and number of epochs; the encoder's states of what is measured are computed once."""
     rows = training_rows(data, "both", ROWS)
     tasks, encoder = training_tasks(rows), SentenceEncoder.from_pretrained()
-    precision = resolve_precision("auto", encoder.device)
+    options = InferenceConfig().place(encoder)
 
     def with_states(part: LabelledRows) -> FrozenEncoderDataset:
         data = MultiTaskDataset(part, tasks, encoder.tokenizer)
         store = np.empty((sum(data.lengths), encoder.dim), dtype=np.float32)
-        return FrozenEncoderDataset(data, encoder, store, precision)
+        return FrozenEncoderDataset(data, encoder, store, options)
 
     dev = with_states(read_labelled_rows([part_of(data, task, "dev", DEV_ROWS) for task in TASKS]))
     test = with_states(test_rows(data, "both"))
@@ -56,7 +56,7 @@ def sweep(data: Path) -> list[dict[str, object]]:
                 Trainer(MultiTaskObjective(model, learned, config), config, folder).train()
             measured = {}
             for name, part in (("dev", dev), ("test", test)):
-                results = evaluate_tasks(model, part, precision=precision)
+                results = evaluate_tasks(model, part, **options)
                 measured[name] = {task: results[task][measure] for task, measure in TASKS.items()}
             found.append({"learning_rate": rate, "epochs": epochs, **measured})
     return found

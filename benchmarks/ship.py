@@ -67,9 +67,9 @@ def distil(data: Path, output: Path) -> dict[str, object]:
     dev = ["--dev", str(data / "sts" / "stsb_dev.csv")]
     arguments = [str(data / "corpus" / "sentences.txt.gz"), *start, *dev, *TRAINING]
     training = trained(task1.main, arguments, output, "training.json")
-    # The digests of start and teacher are kept, the folders they lay in are not.
-    settings = {name: value for name, value in training["settings"].items() if name != "model"}
-    return {"settings": settings, **{name: training[name] for name in ("seconds", "best", "history")}}
+    # The digests of start and teacher, among the contents, are kept; the folders that these lay in are not.
+    settings = {name: value for name, value in training["settings"].items() if name not in ("model", "teacher")}
+    return {"settings": settings, **{name: training[name] for name in ("contents", "seconds", "best", "history")}}
 
 
 def round_weights(encoder: SentenceEncoder, dev: TrainingRows) -> dict[str, dict[str, float]]:

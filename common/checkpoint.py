@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.files import atomic_file
 
 CHECKPOINT = "checkpoint.safetensors"
+START = "the starting weights"  # among what a resumed run must share with the first
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
@@ -34,7 +35,10 @@ def read_progress(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no checkpoint, or it is damaged.
     """
-    return json.loads(_open(folder).metadata()["progress"])
+    progress = json.loads((_open(folder).metadata() or {}).get("progress", "null"))
+    if not isinstance(progress, dict) or "step" not in progress:
+        raise UserError(f"{folder / CHECKPOINT}: is no checkpoint of a training here")
+    return progress
 
 
 def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
@@ -53,10 +57,15 @@ def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
         else:
             index, name = name.split(".", 1)
             state.setdefault(int(index), {})[name] = saved.get_tensor(key)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shapes = {index: parameter.shape for index, parameter in enumerate(parameters)}
+    fits = all(values["exp_avg"].shape == shapes.get(index) for index, values in state.items())
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        raise UserError(f"{folder / CHECKPOINT}: belongs to a model of another shape") from None
+        fits = False
+    if not fits:
+        raise UserError(f"{folder / CHECKPOINT}: belongs to a model of another shape")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -82,7 +91,7 @@ def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
     """UserError where training into `output` would lose what is there, or has nothing there to resume."""
     output = Path(output)
     if overwrite and resume:
-        raise UserError("goes on with a run that overwrite discards: choose one", "resume")
+        raise UserError("cannot be combined with overwrite", "resume")
     if resume and not (output / CHECKPOINT).is_file():
         raise UserError(f"{output}: no checkpoint to resume from")
     if overwrite or resume:
@@ -106,5 +115,12 @@ def refuse_other_run(output: Path, saved: Mapping[str, Any], run: Mapping[str, A
             raise UserError(
                 f"is {now}, but {was} in the unfinished run in {output}; resume with the same options", name
             )
-    if saved["data"] != run["data"]:
-        raise UserError(f"{output}: the unfinished run there was trained on other data; resume with the same files")
+    for name, digest in run["contents"].items():
+        if digest != saved["contents"].get(name):
+            raise UserError(f"{output}: {name} changed since the unfinished run there; resume with the same")
+
+
+def remove_leftovers(folder: str | Path, names: Iterable[str]) -> None:
+    """Take away what an earlier run left in a folder beside a model that has just been replaced."""
+    for name in names:
+        (Path(folder) / name).unlink(missing_ok=True)

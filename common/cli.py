@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted, ProcessLost, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MISTAKE, INTERRUPTED = 2, 130
+OTHERS_WAIT = 30  # seconds
 
 Check = Callable[[Any, str], None]
 
@@ -39,7 +41,7 @@ def option(
         check: called with a value that is not None and the field's name; raises UserError.
         positional: given by its place, not by its name.
         compared: a resumed run must share it with the run it goes on from.
-        argparse_options: what argparse is to do otherwise than by the field's type.
+        argparse_options: passed to `add_argument`.
     """
     how = {"help": help, "check": check, "positional": positional, "compared": compared, "argparse": argparse_options}
     return dataclasses.field(default=default, metadata=how)
@@ -173,7 +175,7 @@ def interrupted_hint(hint: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; {hint}") from None
+        raise type(stop)(f"{stop}; {hint}") from stop
 
 
 def is_main_process() -> bool:
@@ -214,6 +216,14 @@ def run(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
         if is_main_process():
             print(message, file=sys.stderr)
 
+    def say_first(message: str) -> None:
+        """Let the main process speak first: the launcher then ends the others. Speak where it has not."""
+        if not is_main_process():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            time.sleep(OTHERS_WAIT)
+        print(message, file=sys.stderr)
+
     warnings.showwarning = lambda message, category, *_: say(
         f"{program}: {'note' if issubclass(category, UserWarning) else category.__name__}: {message}"
     )
@@ -225,8 +235,11 @@ def run(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
         main(sys.argv[1:])
     except UserError as error:
         option = f"--{error.argument.replace('_', '-')}: " if error.argument else ""
-        say(f"{program}: {option}{error.message}")
+        say_first(f"{program}: {option}{error.message}")
         sys.exit(MISTAKE)
+    except ProcessLost as stop:
+        say_first(f"\n{program}: {stop}")
+        sys.exit(INTERRUPTED)
     except Interrupted as stop:
         say(f"\n{program}: {stop}")
         sys.exit(INTERRUPTED)

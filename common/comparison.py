@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import CHECKPOINT, weights_digest
 from common.data import LabelledRows, MultiTaskDataset, TrainingRows, digest, training_tasks
+from common.devices import processes, resolve_device, resolve_precision
 from common.errors import UserError
 from common.files import write_json
 from common.heads import MultiTaskModel
@@ -57,6 +58,7 @@ class Setting:
         rows = [[part.texts, part.labels] for part in (self.train, self.dev, self.test)]
         described = {
             **config.compared(),
+            "precision": resolve_precision(config.precision, resolve_device(config.device)),
             "data": digest(rows, self.pairs.rows, self.pairs.scores),
             "encoder": weights_digest(model.encoder),
             "rates": learning_rates(config.rates, model, config.learning_rate),
@@ -130,6 +132,8 @@ def compare_strategies(
         UserError: a strategy there is not, or a folder with results of another setting.
         Interrupted: a signal asked to stop; the same call goes on from there.
     """
+    if processes().num_processes > 1:
+        raise UserError("strategies are compared on one process; start the script without a launcher")
     tasks = training_tasks(setting.train, setting.tasks)
     encoder = load_encoder(setting.encoder)
     model = MultiTaskModel(encoder, tasks)

@@ -277,7 +277,8 @@ class MultiTaskDataset(Dataset):
                     raise UserError(f'{place}: the model knows no label "{label}" for {task} (it knows: {known})')
             self.classes[task] = [number[label] for label in given]
         if not any(self.labelled(task) for task in self.tasks):
-            raise UserError(f"{rows.places[0].rsplit(',', 1)[0]}: no labels for {' or '.join(self.tasks)}")
+            where = f"{rows.places[0].rsplit(',', 1)[0]}: " if rows.places else ""
+            raise UserError(f"{where}no labels for {' or '.join(self.tasks)}")
         self.ids = tokenizer(self.texts)
         self.lengths = [len(row) for row in self.ids]
 

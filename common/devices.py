@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from common.cli import Config, at_least, option
-from common.errors import Interrupted, UserError
+from common.errors import ProcessLost, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISION_HELP = "auto is bf16 where the processor computes in it, else fp32"
@@ -88,29 +88,51 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def processes(cpu: bool = True) -> PartialState:
     """The processes launched together with this one: `num_processes`, `process_index`, `wait_for_everyone()`, ...
 
-    The first call joins them, over the network's kind of the device that trains.
+    The first call joins the process group: gloo for `cpu`, else the accelerator's own backend.
     """
     return PartialState(cpu=cpu)
 
 
 @contextmanager
-def _none_gone() -> Iterator[None]:
-    """Say in one sentence that another process has ended, where the network between them says it in its own way."""
+def _none_lost() -> Iterator[None]:
+    """Turn the error of a collective operation into a ProcessLost."""
     try:
         yield
     except RuntimeError as error:
-        raise Interrupted(f"another of the processes has ended ({str(error).splitlines()[0][:80]})") from None
+        raise ProcessLost("another of the processes has ended") from error
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here.
+
+    Raises:
+        ProcessLost: one of the processes has ended.
+    """
+    with _none_lost():
+        processes().wait_for_everyone()
+
+
+def copy_from_main(*tensors: Tensor) -> None:
+    """Give every process the main one's values of each tensor, in place.
+
+    Raises:
+        ProcessLost: one of the processes has ended.
+    """
+    if processes().num_processes > 1:
+        with _none_lost():
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
 
 def sum_over_processes(*tensors: Tensor) -> None:
     """Put into each tensor the sum of what the processes hold in it, in place.
 
     Raises:
-        Interrupted: one of the processes is gone.
+        ProcessLost: one of the processes has ended.
     """
     if processes().num_processes == 1:
         return
-    with _none_gone():
+    with _none_lost():
         for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
 
@@ -121,19 +143,23 @@ def share_of(items: Sequence[Any]) -> Sequence[Any]:
 
 
 def interleaved(share: Sequence[Any]) -> Sequence[Any]:
-    """What all processes hold for their shares, in the order of the items; each gets the whole.
+    """Join what the processes hold for their shares, in the order of the items; each gets the whole.
 
     Raises:
-        Interrupted: one of the processes is gone.
+        ProcessLost: one of the processes has ended.
     """
     count = processes().num_processes
     if count == 1:
         return share
-    with _none_gone():
+    with _none_lost():
         shares = gather_object([list(share)])
     return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 
 def share_out(compute: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> Sequence[Any]:
-    """What `compute` gives for each item, in order: each process computes its share, and all get the whole."""
+    """Compute on each process its share of the items, and give all of them the whole, in order.
+
+    Raises:
+        ProcessLost: one of the processes has ended.
+    """
     return interleaved(compute(share_of(items)))

@@ -15,3 +15,7 @@ class UserError(ValueError):
 
 class Interrupted(Exception):
     """Work was stopped at a point from which it can go on. The message says where it stands."""
+
+
+class ProcessLost(Interrupted):
+    """Another of the processes that work together has ended."""

@@ -60,7 +60,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _blamed_on(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn an error of writing into a UserError; one that names a file of somebody else's passes."""
+    """Turn an error of writing into a UserError; errors about other files pass through."""
     try:
         yield
     except OSError as error:
@@ -83,9 +83,13 @@ def _finish(source: Path, target: Path) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON for people and programs: indented, UTF-8, null in the place of nan and infinity."""
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(to_json(content) + "\n", encoding="utf-8")
+
+
+def to_json(content: Any) -> str:
+    """Indented JSON, null in the place of nan and infinity."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:

@@ -67,8 +67,8 @@ class TaskHead(nn.Module):
         self.classifier = nn.Linear(dim, classes)
 
     def layers(self) -> list[nn.Module]:
-        """The layers that have parameters, in order from the encoder."""
-        return [self.norm, self.attention, self.classifier]
+        """The layers that have parameters, in order from the encoder, dropout with the one that reads it."""
+        return [self.norm, self.attention, nn.ModuleList([self.dropout, self.classifier])]
 
     def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, dim) states and (batch, length) mask to (batch, classes) and (batch, length) attention."""
@@ -263,7 +263,7 @@ class MultiTaskModel(nn.Module):
         """
         folder = model_folder(name_or_path)
         if not (folder / TASKS).is_file():
-            raise UserError(f"{folder}: no multi-task model there (no {TASKS}); `task2.py train` makes one")
+            raise UserError(f"{folder}: no multi-task model there (no {TASKS})")
         encoder = load_encoder(folder)
         try:
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))

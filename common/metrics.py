@@ -89,9 +89,9 @@ def evaluate_tasks(
     The processes share the work, and each has all the results.
     """
 
-    def logits_of(rows: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+    def logits_of(rows: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
         logits = model.logits([data[i] for i in rows], batch_tokens, precision)
-        return list(zip(*logits.values(), strict=True))
+        return list(zip(*(values.numpy() for values in logits.values()), strict=True))
 
     by_row = share_out(logits_of, range(len(data)))
     results = {}
@@ -99,7 +99,8 @@ def evaluate_tasks(
         truth = torch.tensor(data.classes[task])
         known = (truth != UNLABELLED).nonzero().flatten().tolist()
         if known:
-            logits, truth = torch.stack([by_row[i][number] for i in known]), truth[known]  # (rows, classes), (rows,)
+            logits = torch.tensor(np.stack([by_row[i][number] for i in known]))  # (rows, classes)
+            truth = truth[known]  # (rows,)
             results[task] = {
                 "rows": len(known),
                 "loss": F.cross_entropy(logits, truth).item(),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from common.checkpoint import weights_digest
-from common.cli import option
+from common.checkpoint import START, weights_digest
+from common.cli import at_least, option
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import sum_over_processes
 from common.errors import UserError
@@ -20,12 +20,12 @@ from common.losses import balanced_class_weights, complete_weights, task_loss, u
 from common.metrics import evaluate_tasks
 from common.objective import Batch, Metrics, Objective, Step
 from common.optim import STRATEGIES, learning_rates
-from common.states import FrozenEncoderDataset, state_store
+from common.states import frozen_data
 from common.train import TrainingConfig
 
 
 def task_weight(text: str) -> tuple[str, float]:
-    """One `TASK=WEIGHT`."""
+    """Read one `TASK=WEIGHT`; UserError where it is none."""
     task, _, weight = text.rpartition("=")
     try:
         return task, float(weight)
@@ -34,7 +34,11 @@ def task_weight(text: str) -> tuple[str, float]:
 
 
 def unfreezing(text: str) -> float:
-    """The epochs between two stages in `gradual[:EPOCHS]`; 0 spreads them over the first half of the training."""
+    """Read the epochs between two stages in `gradual[:EPOCHS]`; 0 spreads them over the first half of the training.
+
+    Raises:
+        UserError: it is written otherwise, or the epochs are negative.
+    """
     kind, _, epochs = text.partition(":")
     try:
         every = float(epochs) if epochs else 0.0
@@ -67,6 +71,7 @@ class MultiTaskConfig(TrainingConfig):
     unfreeze: float | None = option(
         None,
         "the heads alone first, then a stage more every so many epochs from the top (default: all thaw by half)",
+        check=at_least(0),
         type=unfreezing,
         metavar="gradual[:EPOCHS]",
     )
@@ -112,8 +117,9 @@ class MultiTaskObjective(Objective):
         refuse_untrainable(model, data)
         self.thaw = self._thaw(config)
         self.tracked = tuple(f"{task} {name}" for task in tasks for name in ("loss", "accuracy"))
-        dev_digest = dev.digest()[:12] if dev else None
-        self.settings = {"start": weights_digest(model), "dev": dev_digest, "rates": [config.rates, self.rates]}
+        dev_digest = dev.digest() if dev else None
+        self.contents = {START: weights_digest(model), "the dev rows": dev_digest, "the file of rates": self.rates}
+        self._texts = data, dev
 
     def _thaw(self, config: MultiTaskConfig) -> dict[str, int]:
         """The step at which each stage thaws under gradual unfreezing."""
@@ -121,7 +127,7 @@ class MultiTaskObjective(Objective):
             return {}
         stages = self.model.encoder.named_stages()
         if all(map(is_frozen, stages.values())):
-            raise UserError("thaws the encoder, all of which is to stay frozen: leave one out", "unfreeze")
+            raise UserError("needs an encoder that is not all frozen", "unfreeze")
         rows = len(self.data)
         between = config.unfreeze * config.steps_per_epoch(rows) or config.total_steps(rows) / 2 / len(stages)
         due = gradual_unfreezing(list(stages), between)
@@ -130,15 +136,13 @@ class MultiTaskObjective(Objective):
     def named_stages(self) -> dict[str, nn.Module]:
         return self.model.named_stages()
 
-    def prepare(self, folder: Path, precision: str) -> None:
+    def prepare(self, folder: Path, **options: Any) -> None:
         """With the whole encoder frozen, let its token states stand in for the texts."""
-        encoder, parts = self.model.encoder, [self.data, *([self.dev] if self.dev else [])]
-        if all(map(is_frozen, encoder.stages())):
-            stores = [state_store(part, encoder.dim, folder) for part in parts]
-            if all(store is not None for store in stores):
-                pairs = zip(parts, stores, strict=True)
-                self.data, *dev = (FrozenEncoderDataset(part, encoder, store, precision) for part, store in pairs)
-                self.dev = dev[0] if dev else None
+        self.data, self.dev = self._texts
+        if all(map(is_frozen, self.model.encoder.stages())):
+            sets = [data for data in self._texts if data is not None]
+            with_states = frozen_data(sets, self.model.encoder, folder, options)
+            self.data, self.dev = with_states if self.dev else (with_states[0], None)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """A batch of MultiTaskDataset to each task's (rows, classes) logits.
@@ -181,8 +185,9 @@ class MultiTaskObjective(Objective):
     def traces(self) -> dict[str, float]:
         return {name: gradient_norm(stage) for name, stage in self.named_stages().items()} if self.watch else {}
 
-    def evaluate(self, precision: str) -> Metrics:
-        results = evaluate_tasks(self.model, self.dev, precision=precision)
+    def evaluate(self, **options: Any) -> Metrics:
+        """Give each task's loss, accuracy and macro F1 on the dev rows; the score is the mean macro F1."""
+        results = evaluate_tasks(self.model, self.dev, **options)
         shown = ("loss", "accuracy", "macro_f1")
         metrics = {f"{task} {name}": result[name] for task, result in results.items() for name in shown}
         return {**metrics, "score": sum(result["macro_f1"] for result in results.values()) / len(results)}
@@ -213,7 +218,7 @@ def refuse_untrainable(model: MultiTaskModel, data: MultiTaskDataset) -> None:
     encoder_trains = not all(map(is_frozen, model.encoder.stages()))
     learning = [task for task, frozen in heads.items() if data.labelled(task) and (encoder_trains or not frozen)]
     if not learning:
-        raise UserError("nothing that trains has labels to learn from: thaw what has, or add labelled rows", "freeze")
+        raise UserError("nothing that trains has labelled rows to learn from", "freeze")
 
 
 def gradient_norm(stage: nn.Module) -> float:

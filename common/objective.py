@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from common.bert import COMPACT
+
 Batch = dict[str, Tensor]
 Metrics = dict[str, float]
-# What the scripts write beside a model once a training has ended.
-RESULT_FILES = ("training.json", "metrics.json", "history.csv", "curves.png", "confusion.png")
+# What may stand beside a model and belongs to it alone: a script's results, the weights in compact form.
+RESULT_FILES = (COMPACT, "training.json", "metrics.json", "history.csv", "curves.png", "confusion.png")
 
 
 class TrainingData(Protocol):
@@ -46,42 +48,48 @@ class Step:
 
 
 class Objective(nn.Module):
-    """What is trained, on which data, and how it is judged; the loop knows nothing else of it.
+    """A model to train with its data and its judge; the loop knows nothing else of it.
 
     Attributes:
         data: the rows to train on.
         rates: the peak learning rate of each stage; those left out have the configuration's.
         thaw: the step at which a stage begins to train; until then it is frozen.
-        settings: what else a resumed run must share with the first, by name.
+        contents: digests of what else a resumed run must share with the first, by what they are of.
         tracked: the names that `losses` tracks.
-        stale: files that an earlier run may have left, and a save of this one would not replace.
+        leftovers: files that an earlier run may have left, and a save of this one would not replace.
+        smallest_step: the fewest rows that a step may have.
     """
 
     data: TrainingData
     rates: Mapping[str, float]
     thaw: Mapping[str, int]
-    settings: Mapping[str, Any]
+    contents: dict[str, Any]
     tracked: tuple[str, ...] = ()
-    stale: tuple[str, ...] = RESULT_FILES
+    leftovers: tuple[str, ...] = RESULT_FILES
+    smallest_step = 1
     evaluates = False
 
     def named_stages(self) -> dict[str, nn.Module]:
         """What can be frozen or have a rate of its own, by name, bottom up."""
         raise NotImplementedError
 
-    def prepare(self, folder: Path, precision: str) -> None:
-        """Called once before the first step, the objective on its device and frozen as it will be."""
+    def prepare(self, folder: Path, **options: Any) -> None:
+        """Get ready for the first step, on the device and frozen already; `options` as those of `evaluate`."""
 
     def losses(self, step: Step) -> Iterator[Tensor]:
-        """What to call `backward` on: the sum of it over the processes has the gradient of the step's loss."""
+        """Yield scalars whose gradients, added up over them and the processes, are those of the step's loss."""
         raise NotImplementedError
 
     def traces(self) -> dict[str, float]:
-        """Numbers to keep of every step, between its gradient and its update."""
+        """Give numbers to keep of every step; called between its gradient and its update."""
         return {}
 
-    def evaluate(self, precision: str) -> Metrics:
-        """Metrics on the dev set, of which `score` is to be high; called where `evaluates`."""
+    def evaluate(self, **options: Any) -> Metrics:
+        """Measure on the dev set; `score` is to be high. Called where `evaluates`.
+
+        Args:
+            options: `precision` and `batch_tokens` of the training.
+        """
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:

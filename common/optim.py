@@ -127,17 +127,19 @@ def parameter_groups(
     Args:
         rates: the rate of each stage; those left out have `learning_rate`.
     """
-    stage_of = {id(p): name for name, stage in (stages or {}).items() for p in stage.parameters()}
+    stage_of: dict[int, str] = {}
+    for name, stage in (stages or {}).items():
+        for parameter in stage.parameters():
+            assert stage_of.setdefault(id(parameter), name) == name, f"a parameter of {name} is in another stage too"
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         name, decays = stage_of.get(id(parameter), "other"), parameter.dim() > 1
         rate = (rates or {}).get(name, learning_rate)
         settings = {"lr": rate, "peak": rate, "weight_decay": weight_decay if decays else 0.0}
         group = groups.setdefault((name, decays), {"name": name, "params": [], **settings})
         group["params"].append(parameter)
-    grouped = sorted(id(parameter) for group in groups.values() for parameter in group["params"])
-    assert grouped == sorted(map(id, trained)), "every trained parameter belongs to exactly one group"
     return list(groups.values())
 
 

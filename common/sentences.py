@@ -7,11 +7,12 @@ whole step, take the gradient of its loss by the embeddings, then run each batch
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import weights_digest
+from common.checkpoint import START, weights_digest
 from common.data import SentenceDataset, TrainingRows, digest
 from common.devices import processes, sum_over_processes
 from common.embedding import Encoder
@@ -42,7 +43,8 @@ class SentenceObjective(Objective):
         UserError: a single row, which has nothing to be compared with.
     """
 
-    stale = (*RESULT_FILES, HEADS, TASKS)
+    leftovers = (*RESULT_FILES, HEADS, TASKS)
+    smallest_step = 2
     target_width = 0
 
     def __init__(self, encoder: Encoder, data: SentenceDataset, dev: TrainingRows | None = None) -> None:
@@ -51,8 +53,8 @@ class SentenceObjective(Objective):
             raise UserError("there is only one row to train on: rows are compared with each other, so give two or more")
         self.encoder, self.data, self.dev = encoder, data, dev
         self.rates, self.thaw, self.evaluates = {}, {}, dev is not None
-        dev_digest = digest(dev.rows, dev.scores)[:12] if dev else None
-        self.settings = {"dev": dev_digest, "start": weights_digest(encoder)}
+        dev_digest = digest(dev.rows, dev.scores) if dev else None
+        self.contents = {"the dev rows": dev_digest, START: weights_digest(encoder)}
 
     def named_stages(self) -> dict[str, nn.Module]:
         return self.encoder.named_stages()
@@ -63,7 +65,7 @@ class SentenceObjective(Objective):
         return embeddings.unflatten(0, (-1, len(batch["index"]))).transpose(0, 1)
 
     def targets(self, batch: Batch) -> Tensor:
-        """What the loss needs of a batch's rows beside their embeddings: (rows, anything)."""
+        """Give what the loss needs of a batch's rows beside their embeddings: (rows, target_width)."""
         return torch.zeros(len(batch["index"]), self.target_width)
 
     def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
@@ -73,8 +75,8 @@ class SentenceObjective(Objective):
     def losses(self, step: Step) -> Iterator[Tensor]:
         """The step's loss, then for each batch its embeddings times the loss's gradient by them."""
         numbers = range(len(step.batches))
-        once = len(numbers) == 1  # a single batch need not be run twice
-        with torch.set_grad_enabled(once):
+        single_batch = len(numbers) == 1  # it need not be run twice
+        with torch.set_grad_enabled(single_batch):
             parts = [step.forward(number) for number in numbers]
         places = Places(step.batches, self.encoder.device)
         embeddings = places.gather([part.detach() for part in parts], len(self.data.ids[0]), self.encoder.dim)
@@ -89,11 +91,12 @@ class SentenceObjective(Objective):
         yield total * share
         gradient = embeddings.grad / share
         for number in numbers:
-            again = parts[number] if once else step.forward(number)
+            again = parts[number] if single_batch else step.forward(number)
             yield (again * gradient[places.of_batch[number]]).sum()
 
-    def evaluate(self, precision: str) -> Metrics:
-        similarities = pair_similarities(self.encoder, *zip(*self.dev.rows, strict=True), precision=precision)
+    def evaluate(self, **options: Any) -> Metrics:
+        """Give Spearman's correlation of the dev pairs' similarities and scores."""
+        similarities = pair_similarities(self.encoder, *zip(*self.dev.rows, strict=True), **options)
         correlation = spearman(similarities, self.dev.scores)
         return {"spearman": correlation, "score": correlation}
 
@@ -113,6 +116,8 @@ class Places:
     def gather(self, parts: Sequence[Tensor], *shape: int) -> Tensor:
         """The (rows, *shape) whole of the step, put together from every process's (rows of a batch, *shape) parts."""
         whole = torch.zeros(self.rows, *shape, device=self.device)
+        if not whole.numel():
+            return whole
         for part, places in zip(parts, self.of_batch, strict=True):
             whole[places] = part.to(whole)
         sum_over_processes(whole)  # the other processes hold zeros in this one's places
@@ -131,6 +136,7 @@ class PairObjective(SentenceObjective):
         return 0 if self.data.scores is None else 1
 
     def targets(self, batch: Batch) -> Tensor:
+        """A batch's scores, (rows, 1), where there are any."""
         return batch["scores"][:, None] if "scores" in batch else super().targets(batch)
 
     def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
@@ -169,18 +175,19 @@ class DistillationObjective(SentenceObjective):
     ) -> None:
         super().__init__(encoder, data, dev)
         self.similarity_weight, self.target_width = similarity_weight, teacher.dim
-        self._teacher, self._precision = [teacher], "fp32"  # in a list: its parameters are not the objective's
+        self._teacher, self._options = [teacher], {}  # in a list: its parameters are not the objective's
         self.projection = nn.Parameter(fitted_projection(encoder, teacher, [row[0] for row in data.rows]))
-        self.settings |= {"teacher": weights_digest(teacher)}
+        self.contents |= {"the teacher": weights_digest(teacher), "the weight of the similarities": similarity_weight}
 
-    def prepare(self, folder: Path, precision: str) -> None:
+    def prepare(self, folder: Path, **options: Any) -> None:
+        """Put the teacher on the device; it runs with the training's options."""
         self._teacher[0].to(self.projection.device)
-        self._precision = precision
+        self._options = options
 
     def targets(self, batch: Batch) -> Tensor:
         """The teacher's embeddings of a batch's sentences: (rows, teacher dim), unit rows."""
         texts = [self.data.rows[i][0] for i in batch["index"].tolist()]
-        return torch.from_numpy(self._teacher[0].encode(texts, precision=self._precision))
+        return torch.from_numpy(self._teacher[0].encode(texts, **self._options))
 
     def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
         student = embeddings[:, 0]  # (rows, dim)

@@ -1,7 +1,8 @@
 """A frozen encoder's token states, computed once and used in every epoch in the place of the texts."""
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from torch import Tensor
 from common.batching import token_budget_batches
 from common.cli import progress_bar
 from common.data import MultiTaskDataset
-from common.devices import autocast, processes
-from common.embedding import BATCH_TOKENS, Encoder, evaluating
+from common.devices import autocast, processes, share_of, sum_over_processes, wait_for_all
+from common.embedding import Encoder, evaluating
 from common.heads import pad_states
 
-STORE = ".token-states-{}.partial"
+STORE = ".token-states.partial"
 
 
 class FrozenEncoderDataset:
@@ -26,12 +27,13 @@ class FrozenEncoderDataset:
 
     Args:
         store: (tokens of all rows, dim) float32, to be filled.
+        options: `precision` and `batch_tokens` to run the encoder with.
     """
 
-    def __init__(self, data: MultiTaskDataset, encoder: Encoder, store: np.ndarray, precision: str) -> None:
+    def __init__(self, data: MultiTaskDataset, encoder: Encoder, store: np.ndarray, options: Mapping[str, Any]) -> None:
         self.data, self.tasks, self.classes, self.lengths = data, data.tasks, data.classes, data.lengths
         self.store, self.starts = store, np.cumsum([0, *data.lengths])
-        self._fill(encoder, precision)
+        self._fill(encoder, **options)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -53,36 +55,58 @@ class FrozenEncoderDataset:
         return {**self.data.collate(items), "states": pad_states([item["states"] for item in items])}
 
     @torch.inference_mode()
-    def _fill(self, encoder: Encoder, precision: str) -> None:
+    def _fill(self, encoder: Encoder, precision: str, batch_tokens: int) -> None:
         """Compute each row's states without dropout; each process those of its share."""
-        joined = processes()
-        rows = range(joined.process_index, len(self), joined.num_processes)
+        rows = share_of(range(len(self)))
         bar = progress_bar(len(rows), " texts", "frozen encoder, once")
         with evaluating(encoder), autocast(encoder.device, precision), bar:
-            for batch in token_budget_batches([self.lengths[i] for i in rows], BATCH_TOKENS):
+            for batch in token_budget_batches([self.lengths[i] for i in rows], batch_tokens):
                 input_ids, attention_mask = encoder.tokenizer.pad([self.data.ids[rows[i]] for i in batch])
                 states = encoder.token_states(input_ids.to(encoder.device), attention_mask.to(encoder.device))
                 for row, own in zip([rows[i] for i in batch], states.float().cpu().numpy(), strict=True):
                     self.store[self.starts[row] : self.starts[row + 1]] = own[: self.lengths[row]]
                 bar.update(len(batch))
-        joined.wait_for_everyone()
+        wait_for_all()
 
 
-def state_store(data: MultiTaskDataset, dim: int, folder: Path) -> np.ndarray | None:
-    """Room for the token states of a data set, (tokens, dim) float32: memory, or else a file that only this run sees.
+def frozen_data(
+    sets: Sequence[MultiTaskDataset], encoder: Encoder, folder: Path, options: Mapping[str, Any]
+) -> list[MultiTaskDataset | FrozenEncoderDataset]:
+    """Compute the token states of some data sets, where there is room for all of them; else give the sets as they are.
 
-    Half of the memory that is free is taken at most, and half of the disk; None where neither is enough.
+    Args:
+        folder: where a file may be made.
+        options: `precision` and `batch_tokens` to run the encoder with.
     """
-    shape = (sum(data.lengths), dim)
-    size, joined = 4 * shape[0] * shape[1], processes()
+    tokens = [sum(data.lengths) for data in sets]
+    store = state_store(sum(tokens), encoder.dim, folder)
+    if store is None:
+        return list(sets)
+    stores = np.split(store, np.cumsum(tokens)[:-1])
+    return [FrozenEncoderDataset(data, encoder, own, options) for data, own in zip(sets, stores, strict=True)]
+
+
+def state_store(tokens: int, dim: int, folder: Path) -> np.ndarray | None:
+    """Make room for (tokens, dim) float32: in memory, or else in a file in `folder` that is gone after the run.
+
+    Half of the memory that is free is taken at most, or half of the disk; None where neither is enough. Several
+    processes share the file, so it must be one machine that they run on.
+    """
+    size, joined = 4 * tokens * dim, processes()
     if joined.num_processes == 1 and size <= psutil.virtual_memory().available / 2:
-        return np.empty(shape, dtype=np.float32)
-    if size > shutil.disk_usage(folder).free / 2:
+        return np.empty((tokens, dim), dtype=np.float32)
+    on_one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", joined.num_processes)) == joined.num_processes
+    refusals = torch.tensor([float(size > shutil.disk_usage(folder).free / 2 or not on_one_machine)])
+    refusals = refusals.to(joined.device)
+    sum_over_processes(refusals)
+    if refusals.item():
         return None
-    path = folder / STORE.format(data.digest()[:12])
-    with joined.main_process_first():
-        store = np.memmap(path, np.float32, "w+" if joined.is_main_process else "r+", shape=shape)
-    joined.wait_for_everyone()
+    path = folder / STORE
+    if joined.is_main_process:
+        np.memmap(path, np.float32, "w+", shape=(tokens, dim))
+    wait_for_all()
+    store = np.memmap(path, np.float32, "r+", shape=(tokens, dim))
+    wait_for_all()
     if joined.is_main_process:
         with suppress(PermissionError):  # some systems keep the name of an open file
             path.unlink()

@@ -7,6 +7,8 @@ divided by the count over the whole step, so that neither the cut nor the number
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from common.checkpoint import (
     read_progress,
     refuse_existing,
     refuse_other_run,
+    remove_leftovers,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -31,20 +34,22 @@ from common.devices import (
     DEVICE_HELP,
     PRECISION_HELP,
     autocast,
+    copy_from_main,
     processes,
     resolve_device,
     resolve_precision,
     sum_over_processes,
+    wait_for_all,
 )
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted, ProcessLost, UserError
 from common.files import make_folder
 from common.freezing import freeze, is_frozen, restored_afterwards
 from common.objective import Batch, Metrics, Objective, Step
-from common.optim import build_optimizer, schedule_factor
+from common.optim import SCHEDULES, build_optimizer, schedule_factor
 
 FINE_TUNING_RATE, SCRATCH_RATE = 2e-5, 1e-4
 CHECKPOINT_SECONDS = 300
-PADDING = 128  # tokens of padding in a batch beyond which two batches cost less than one
+MAX_PADDING = 128  # tokens of padding in a batch beyond which two batches cost less than one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class TrainingConfig(Config):
     learning_rate: float = option(1e-4, "the highest learning rate", check=above(0))
     batch_size: int = option(32, "rows in a step", check=at_least(1))
     batch_tokens: int = option(4096, "the most tokens computed at once, for memory alone", check=at_least(1))
-    schedule: str = option("linear", "how the rate falls after the warm-up", choices=("linear", "cosine", "constant"))
+    schedule: str = option("linear", "how the rate falls after the warm-up", choices=SCHEDULES)
     warmup: float = option(0.1, "share of the steps in which the rate rises", check=between(0, 1))
     weight_decay: float = option(0.01, "AdamW's weight decay (biases and norms have none)", check=at_least(0))
     clip_norm: float = option(1.0, "gradients longer than this are scaled down to it", check=above(0))
@@ -85,7 +90,7 @@ class Progress:
     sums: dict[str, list[float]] = field(default_factory=dict)  # name to [sum, count] since the history's last row
     traces: dict[str, list[float]] = field(default_factory=dict)  # name to a number for each step
     seconds: float = 0.0  # spent training, all stretches of an interrupted run together
-    replaces: bool = False  # whether the folder held another run at the start
+    replaces_run: bool = False  # whether the folder held another run at the start
     run: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,6 +113,9 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.steps_per_epoch, self.total_steps = config.steps_per_epoch(rows), config.total_steps(rows)
+        if rows // self.steps_per_epoch < objective.smallest_step:
+            raise UserError(f"a step compares {objective.smallest_step} rows or more; give a larger one", "batch_size")
+        self.options = {"precision": self.precision, "batch_tokens": config.batch_tokens}
         self.progress = Progress(run=self._identity())
 
     def train(self, resume: bool = False, overwrite: bool = False) -> Progress:
@@ -124,7 +132,7 @@ class Trainer:
             UserError: nothing to resume, something to lose, a folder that cannot be written, a loss that is no number.
         """
         refuse_existing(self.output, resume, overwrite)
-        with restored_afterwards(self.objective), stop_requests() as stops:
+        with restored_afterwards(self.objective), stop_requests() as stops, self._kept_if_alone():
             self._begin(resume)
             progress, saved_at = self.progress, time.monotonic()
             begun = saved_at - progress.seconds
@@ -146,11 +154,22 @@ class Trainer:
                         self._checkpoint()
                         saved_at = time.monotonic()
                     if stop:
+                        wait_for_all()
                         raise Interrupted(f"stopped after step {progress.step} of {self.total_steps}")
             if not self.objective.evaluates:
                 self._save()
-            processes().wait_for_everyone()
+            wait_for_all()
         return progress
+
+    @contextmanager
+    def _kept_if_alone(self) -> Iterator[None]:
+        """Write a checkpoint of the last whole step where another process ends within the block."""
+        try:
+            yield
+        except ProcessLost:
+            if self.progress.step:
+                self._checkpoint()
+            raise
 
     def finish(self) -> None:
         """Drop the checkpoint, once all that is to be made of the training is on disk."""
@@ -166,13 +185,14 @@ class Trainer:
         self.objective.to(self.device)
         self.stages = self.objective.named_stages()
         self.frozen = {name for name, stage in self.stages.items() if is_frozen(stage)}
+        copy_from_main(*self.objective.state_dict().values())
         rate, decay = self.config.learning_rate, self.config.weight_decay
         self.optimizer = build_optimizer(self.objective, rate, decay, self.stages, self.objective.rates)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.objective.train()
         freeze(self.stages, self.frozen)
-        self.objective.prepare(self.output, self.precision)
-        self.progress.replaces = any((self.output / name).is_file() for name in (CHECKPOINT, "config.json"))
+        self.objective.prepare(self.output, **self.options)
+        self.progress.replaces_run = any((self.output / name).is_file() for name in (CHECKPOINT, "config.json"))
         if saved:
             restore_checkpoint(self.output, self.objective, self.optimizer)
             self.progress = Progress(**saved)
@@ -187,11 +207,11 @@ class Trainer:
         left, data = range(self.progress.step, self.total_steps), self.objective.data
         sampler = StepSampler(data.lengths, self.config.batch_size, self.config.seed, left, *share)
 
-        def cut(items: list[dict[str, Any]]) -> list[Batch]:
-            batches = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, PADDING)
+        def collate_step(items: list[dict[str, Any]]) -> list[Batch]:
+            batches = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, MAX_PADDING)
             return [{**data.collate([items[i] for i in b]), "place": torch.tensor(b)} for b in batches]
 
-        return DataLoader(data, batch_sampler=sampler, collate_fn=cut)
+        return DataLoader(data, batch_sampler=sampler, collate_fn=collate_step)
 
     def _forward(self, number: int, batch: Batch) -> Any:
         torch.manual_seed(dropout_seed(self.config.seed, self.progress.step, processes().process_index, number))
@@ -199,7 +219,7 @@ class Trainer:
             return self.objective(batch)
 
     def _backward(self, batches: list[Batch], stops: list[int]) -> tuple[float, bool]:
-        """The step's gradient, over all processes; gives its loss, and whether any process was asked to stop."""
+        """Compute the step's gradient over all processes; give its loss, and whether a process was asked to stop."""
         step = Step([{k: v.to(self.device) for k, v in batch.items()} for batch in batches], self._forward)
         for part in self.objective.losses(step):
             if part.requires_grad:  # there may be labels for frozen heads alone
@@ -251,7 +271,7 @@ class Trainer:
         row |= {f"train {name}": total / count for name, (total, count) in progress.sums.items() if count}
         progress.sums = {}
         if self.objective.evaluates:
-            metrics = self.objective.evaluate(self.precision)
+            metrics = self.objective.evaluate(**self.options)
             row |= {f"dev {name}": value for name, value in metrics.items()}
             score = metrics["score"] if math.isfinite(metrics["score"]) else -math.inf  # a correlation may be nan
             if progress.best is None or score > progress.best["score"]:
@@ -268,8 +288,8 @@ class Trainer:
         """Write the model, and take away what an earlier run left beside the one that it replaces."""
         if processes().is_main_process:
             self.objective.save(self.output)
-            for name in self.objective.stale if self.progress.replaces else ():
-                (self.output / name).unlink(missing_ok=True)
+            if self.progress.replaces_run:
+                remove_leftovers(self.output, self.objective.leftovers)
 
     def _checkpoint(self) -> None:
         if processes().is_main_process:
@@ -277,17 +297,20 @@ class Trainer:
 
     def _diverged(self, loss: float, norm: float) -> None:
         kept = "nothing was saved yet"
-        if (self.output / CHECKPOINT).is_file() and read_progress(self.output)["run"] == self.progress.run:
-            kept = f"the checkpoint of step {read_progress(self.output)['step']} is kept"
+        saved = read_progress(self.output) if (self.output / CHECKPOINT).is_file() else {}
+        if saved.get("run") == self.progress.run:
+            kept = f"the checkpoint of step {saved['step']} is kept"
         raise UserError(
             f"step {self.progress.step + 1}: the loss is {loss} and its gradient's norm {norm}, so training stopped; "
             f"{kept} in {self.output}; a lower learning rate or a longer warm-up usually helps"
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the one it goes on from: the settings and the data."""
-        settings = {**self.config.compared(), "precision": self.precision, **self.objective.settings}
-        return {"settings": json.loads(json.dumps(settings)), "data": self.objective.data.digest()}
+        """Describe what a resumed run must share with the one it goes on from: options, data, start."""
+        settings = {**self.config.compared(), "precision": self.precision}
+        frozen = [name for name, stage in self.objective.named_stages().items() if is_frozen(stage)]
+        contents = {"the training rows": self.objective.data.digest(), "the frozen stages": frozen}
+        return json.loads(json.dumps({"settings": settings, "contents": {**contents, **self.objective.contents}}))
 
 
 def dropout_seed(seed: int, step: int, process: int, batch: int) -> int:

@@ -122,14 +122,14 @@ def shared_words(left: str, right: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def test_embedded_pairs_have_near_misses_that_share_more_words_than_the_paraphrase():
+def test_sample_pairs_have_near_misses_that_share_more_words_than_the_paraphrase():
     train, dev = (read_training_rows([SAMPLES / name]).rows for name in ("pairs.csv", "pairs_dev.csv"))
     assert len(train) >= 300 and len(dev) >= 80
     misleading = [shared_words(a, c) > shared_words(a, b) for a, b, c in train + dev]
     assert sum(misleading) / len(misleading) > 0.95
 
 
-def test_embedded_pairs_held_out_are_not_in_the_training_part():
+def test_sample_pairs_held_out_are_not_in_the_training_part():
     train, dev = (read_training_rows([SAMPLES / name]).rows for name in ("pairs.csv", "pairs_dev.csv"))
     assert not {s.lower() for row in train for s in row} & {s.lower() for row in dev for s in row}
 
@@ -255,13 +255,13 @@ TOPICS = ["Entertainment", "Politics", "Science", "Sports", "Technology"]
 
 
 @pytest.fixture(scope="module")
-def embedded():
+def samples():
     return {part: read_labelled_rows([SAMPLES / f"{part}.csv"]) for part in PARTS}
 
 
-def test_embedded_data_has_the_seeds_labels_evenly(embedded):
-    assert sum(len(rows.texts) for rows in embedded.values()) >= 1000
-    for rows in embedded.values():
+def test_the_sample_data_has_its_labels_evenly(samples):
+    assert sum(len(rows.texts) for rows in samples.values()) >= 1000
+    for rows in samples.values():
         assert rows.classes() == {"topic": TOPICS, "sentiment": ["Negative", "Neutral", "Positive"]}
         cells = Counter(zip(rows.labels["topic"], rows.labels["sentiment"], strict=True))
         assert len(cells) == 15 and len(set(cells.values())) == 1
@@ -272,22 +272,22 @@ def four_grams(text):
     return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
 
 
-def test_no_embedded_text_is_nearly_one_of_another_part(embedded):
-    grams = {part: [four_grams(text) for text in rows.texts] for part, rows in embedded.items()}
+def test_no_sample_text_is_nearly_one_of_another_part(samples):
+    grams = {part: [four_grams(text) for text in rows.texts] for part, rows in samples.items()}
     for one, other in itertools.combinations(PARTS, 2):
         for left in grams[one]:
             for right in grams[other]:
                 assert len(left & right) <= 0.2 * max(min(len(left), len(right)), 1)
 
 
-def test_no_embedded_text_is_there_twice(embedded):
-    texts = [text.lower() for rows in embedded.values() for text in rows.texts]
+def test_no_sample_text_is_there_twice(samples):
+    texts = [text.lower() for rows in samples.values() for text in rows.texts]
     assert len(texts) == len(set(texts))
 
 
-def test_no_word_gives_an_embedded_sentiment_away(embedded):
+def test_no_word_gives_a_sample_sentiment_away(samples):
     by_word: dict[str, Counter] = {}
-    for rows in embedded.values():
+    for rows in samples.values():
         for text, sentiment in zip(rows.texts, rows.labels["sentiment"], strict=True):
             for word in set(re.findall(r"[a-z']+", text.lower())):
                 by_word.setdefault(word, Counter())[sentiment] += 1

@@ -119,11 +119,15 @@ def test_the_token_budget_changes_no_gradient(still, tmp_path):
 
 def test_fifty_steps_have_the_same_losses_under_any_token_budget(still, tmp_path):
     histories = []
-    for budget, model in ((256, still), (8192, copy.deepcopy(still))):
+    for budget, model in ((24, still), (8192, copy.deepcopy(still))):
         config = dataclasses.replace(
             CONFIG, batch_tokens=budget, batch_size=8, max_steps=50, evaluate_every=1, learning_rate=1e-3
         )
-        histories.append(trainer_for(model, tmp_path / str(budget), config, GAPS).train().history)
+        trainer, batches = trainer_for(model, tmp_path / str(budget), config, GAPS), []
+        losses = trainer.objective.losses
+        trainer.objective.losses = lambda step, f=losses, b=batches: b.append(len(step.batches)) or f(step)
+        histories.append(trainer.train().history)
+        assert set(batches) == {1} if budget == 8192 else min(batches) > 3
     for small, large in zip(*histories, strict=True):
         assert small == pytest.approx(large, abs=1e-4)
 
@@ -201,6 +205,16 @@ def test_a_frozen_stage_has_no_dropout_and_the_rest_has(ours):
     assert not torch.equal(ours(*batch)["topic"], ours(*batch)["topic"])
 
 
+def test_a_frozen_head_has_no_dropout(ours, tmp_path):
+    ours.untrained, seen = set(), []
+    trainer = trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
+    backward = trainer._backward
+    modes = lambda: [ours.head(task).dropout.training for task in TASKS]  # noqa: E731
+    trainer._backward = lambda *arguments: seen.append(modes()) or backward(*arguments)
+    trainer.train()
+    assert seen[0] == [False, True]
+
+
 def test_the_backward_pass_stops_above_what_is_frozen(ours):
     ours.freeze("stages:0-1")
     batch = ours.encoder.tokenizer.pad(ours.encoder.tokenizer(TEXTS))
@@ -217,7 +231,7 @@ def test_reusing_the_frozen_encoders_outputs_changes_nothing(model, tmp_path, mo
     reusing = trainer_for(model, tmp_path / "a", FROZEN)
     reusing.train()
     assert isinstance(reusing.objective.data, FrozenEncoderDataset)
-    monkeypatch.setattr("common.multitask.state_store", lambda *_: None)
+    monkeypatch.setattr("common.states.state_store", lambda *_: None)
     computing = trainer_for(other, tmp_path / "b", FROZEN)
     computing.train()
     assert isinstance(computing.objective.data, MultiTaskDataset)
@@ -257,6 +271,14 @@ def test_the_states_stay_in_memory_or_else_go_to_a_file_that_is_gone_afterwards(
     assert not list(tmp_path.glob(".token*"))
 
 
+def test_a_second_training_of_the_same_objective_begins_with_the_texts(ours, tmp_path):
+    trainer = trainer_for(ours, tmp_path / "a", FROZEN, dev=True)
+    trainer.train()
+    again = Trainer(trainer.objective, FROZEN, tmp_path / "b")
+    again.train()
+    assert isinstance(again.objective.data.data, MultiTaskDataset)
+
+
 def test_with_neither_memory_nor_disk_the_states_are_computed_anew(ours, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 100}))
     monkeypatch.setattr(common.states.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
@@ -287,7 +309,7 @@ def test_thawing_half_way_is_what_no_epochs_ask_for(ours, tmp_path):
 
 
 def test_a_frozen_encoder_cannot_thaw(ours, tmp_path):
-    with pytest.raises(UserError, match="unfreeze: thaws the encoder, all of which is to stay frozen"):
+    with pytest.raises(UserError, match="unfreeze: needs an encoder that is not all frozen"):
         trainer_for(ours, tmp_path, dataclasses.replace(gradual(0.0), freeze=("encoder",)))
 
 
@@ -306,7 +328,7 @@ def test_a_new_head_that_would_never_train_is_refused(ours, tmp_path):
 @pytest.mark.parametrize("words", [("encoder", "head:topic"), ("all",)])
 def test_a_training_in_which_nothing_that_trains_has_labels_is_refused(words, ours, tmp_path):
     ours.untrained, unlabelled = set(), {"sentiment": [UNLABELLED] * len(TEXTS)}
-    with pytest.raises(UserError, match="nothing that trains has labels"):
+    with pytest.raises(UserError, match="nothing that trains has labelled rows"):
         trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=words), unlabelled)
 
 

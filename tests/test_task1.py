@@ -286,6 +286,10 @@ MISTAKES = {
     "teacher option alone": (["train", "{text}", "--output", "o", "--similarity-weight", "2"], "needs --teacher"),
     "two starts": (["train", "{text}", "--output", "o", "--from-scratch", "--model", "{model}"], "choose one"),
     "dropout of all": (["train", "{text}", "--output", "o", "--dropout", "1"], "from 0 to below 1"),
+    "no noise to learn from": (
+        ["train", "{text}", "--output", "o", "--model", "{model}", "--dropout", "0"],
+        "--dropout 0",
+    ),
     "negative weight": (["train", "{text}", "--output", "o", "--similarity-weight", "-1"], "must be 0 or more"),
     "too long": (
         ["train", "{text}", "--output", "o", "--model", "{model}", "--max-length", "999"],
@@ -354,12 +358,25 @@ def test_training_runs_in_bf16(tiny_folder, pairs_file, tmp_path):
     assert SentenceEncoder.from_pretrained(output).dim == 32
 
 
+def test_evaluate_prints_null_where_a_correlation_is_undefined(tiny_folder, write_csv, capsys):
+    same = write_csv("same.csv", ["sentence1", "sentence2", "score"], [["a", "a", 1], ["b", "b", 2], ["c", "c", 3]])
+    task1.main(["evaluate", str(same), "--model", str(tiny_folder), "--json"])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["pairs"] == 3
+
+
+def test_export_over_a_multi_task_model_leaves_no_heads(tiny_folder, tmp_path, capsys):
+    for name in ("config.json", "heads.safetensors", "tasks.json", "metrics.json"):
+        (tmp_path / name).write_text("old")
+    task1.main(["export", str(tmp_path), "--model", str(tiny_folder), "--overwrite"])
+    assert not any((tmp_path / name).exists() for name in ("heads.safetensors", "tasks.json", "metrics.json"))
+
+
 def test_resuming_with_another_dev_file_is_refused(tiny_folder, pairs_file, tmp_path, monkeypatch, capsys):
     arguments = ["train", pairs_file, "--model", tiny_folder, "--output", tmp_path / "out", *QUICK]
     with interrupted_at(1):
         assert outcome(monkeypatch, capsys, *arguments, "--dev", pairs_file)[0] == 130
     code, error = outcome(monkeypatch, capsys, *arguments, "--resume")
-    assert code == 2 and "--dev" in error
+    assert code == 2 and "the dev rows changed since" in error
 
 
 def test_an_overwriting_run_stopped_before_its_first_save_leaves_the_model(tiny_folder, pairs_file):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import task2
+from common.checkpoint import CHECKPOINT
 from common.cli import run
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import Interrupted, UserError
@@ -198,7 +199,7 @@ STARTS = {
 def test_resuming_from_another_start_is_refused(name, unfinished, trained, tmp_path, monkeypatch):
     config = SentenceEncoder.from_pretrained(unfinished.encoder).config
     monkeypatch.setattr(task2, "SentenceEncoder", lambda: SentenceEncoder(config))
-    with pytest.raises(UserError, match=r"is .*, but .* in the unfinished run"):
+    with pytest.raises(UserError, match=r"is .*, but .* in the unfinished run|changed since the unfinished run"):
         dataclasses.replace(unfinished, **STARTS[name](tmp_path), resume=True).run()
 
 
@@ -207,7 +208,7 @@ def test_other_labels_in_the_files_are_refused_on_resuming(labelled, tiny_folder
     with interrupted_at(0), pytest.raises(Interrupted):
         task2.Train(**arguments).run()
     labelled.write_text(labelled.read_text().replace("Sports,good", "Science,good"))
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="the training rows changed since"):
         task2.Train(**arguments, resume=True).run()
 
 
@@ -304,7 +305,7 @@ MISTAKES = {
     ),
     "freeze and unfreeze": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "encoder", "--unfreeze", "gradual"],
-        "leave one out",
+        "--unfreeze: needs an encoder that is not all frozen",
     ),
     "freeze an untrained head": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "all"],
@@ -316,7 +317,11 @@ MISTAKES = {
     ),
     "freeze what has labels": (
         ["train", "{topics}", "--output", "o", "--model", "{model}", "--freeze", "encoder", "--freeze", "head:topic"],
-        "nothing that trains has labels",
+        "nothing that trains has labelled rows",
+    ),
+    "resume what is all frozen": (
+        ["train", "{data}", "--output", "{unfinished}", "--model", "{model}", "--freeze", "all", "--resume"],
+        "nothing to resume",
     ),
     "patience without dev": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--patience", "2"],
@@ -369,6 +374,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         "unlabelled": write_csv("unlabelled.csv", ["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]]),
     }
     arguments, message = MISTAKES[mistake]
+    files["unfinished"] = tmp_path / "unfinished"
+    files["unfinished"].mkdir()
+    (files["unfinished"] / CHECKPOINT).touch()
     capsys.readouterr()
     before = sorted(path for path in tmp_path.rglob("*"))
     code, error = outcome(monkeypatch, capsys, *(argument.format(**files) for argument in arguments))

@@ -39,7 +39,7 @@ def outcome(monkeypatch, capsys, *arguments) -> tuple[int, str]:
     return leave.value.code, capsys.readouterr().err
 
 
-def test_the_plan_names_every_part_with_its_rate(tiny_folder, capsys):
+def test_the_plan_names_every_stage_with_its_rate(tiny_folder, capsys):
     task4.main(["plan", "--encoder", str(tiny_folder), "--base-lr", "1e-4", "--json"])
     plan = {line["stage"]: line for line in json.loads(capsys.readouterr().out)}
     assert list(plan)[:3] == ["embeddings", "layer 1", "layer 2"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file as torch_save
 
 import common.checkpoint
 import common.train
@@ -40,7 +41,7 @@ class Judged(PairObjective):
         super().__init__(encoder, data)
         self.evaluates, self.scores, self.saved = scores is not None, iter(scores or []), []
 
-    def evaluate(self, precision):
+    def evaluate(self, **options):
         return {"score": next(self.scores)}
 
     def save(self, folder):
@@ -198,14 +199,21 @@ def test_resuming_where_auto_means_another_precision_is_refused(tiny_encoder, tm
 
 def test_resuming_on_other_data_is_refused(tiny_encoder, tmp_path):
     stopped(tiny_encoder, tmp_path)
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="the training rows changed since the unfinished run"):
         trainer_for(tiny_encoder, tmp_path, rows=[*ROWS[1:], ROWS[0]]).train(resume=True)
 
 
 def test_resuming_from_another_start_is_refused(tiny_encoder, tmp_path):
     stopped(tiny_encoder, tmp_path)
     tiny_encoder.layers[0].feed_forward.bias.data += 1
-    with pytest.raises(UserError, match=r"start: is .*, but .* in the unfinished run"):
+    with pytest.raises(UserError, match="the starting weights changed since the unfinished run"):
+        trainer_for(tiny_encoder, tmp_path).train(resume=True)
+
+
+def test_resuming_with_other_stages_frozen_is_refused(tiny_encoder, tmp_path):
+    stopped(tiny_encoder, tmp_path)
+    tiny_encoder.layers[0].requires_grad_(False)
+    with pytest.raises(UserError, match="the frozen stages changed since the unfinished run"):
         trainer_for(tiny_encoder, tmp_path).train(resume=True)
 
 
@@ -342,7 +350,7 @@ def test_the_token_budget_changes_no_gradient(scored, tiny_encoder, tmp_path, mo
         data = SentenceDataset(ROWS, tiny_encoder.tokenizer, data_scores)
         config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=budget, max_steps=1)
         trainer = Trainer(PairObjective(copy.deepcopy(tiny_encoder), data), config, tmp_path / str(budget))
-        monkeypatch.setattr(common.train, "PADDING", 10**9)
+        monkeypatch.setattr(common.train, "MAX_PADDING", 10**9)
         cut = [len(batches) for batches in [next(iter(begun(trainer)._share_of_each_step()))]]
         assert cut[0] == 1 if budget == 8192 else cut[0] > 5
         found.append(gradients(trainer))
@@ -375,6 +383,12 @@ def test_a_step_cut_in_pieces_has_the_same_dropout_in_both_passes(tiny_encoder, 
     assert not torch.equal(trainer._forward(1, batches[1]), trainer._forward(2, batches[1]))
 
 
+@pytest.mark.parametrize(("rows", "batch_size"), [(16, 1), (3, 2)])
+def test_a_step_of_a_single_row_has_nothing_to_compare(rows, batch_size, tiny_encoder, tmp_path):
+    with pytest.raises(UserError, match="batch_size: a step compares 2 rows or more"):
+        trainer_for(tiny_encoder, tmp_path, dataclasses.replace(CONFIG, batch_size=batch_size), rows=ROWS[:rows])
+
+
 def test_a_training_of_no_rows_and_one_of_a_single_row_are_refused(tiny_encoder, tmp_path):
     data = SentenceDataset(ROWS[:1], tiny_encoder.tokenizer)
     with pytest.raises(UserError, match="only one row"):
@@ -385,7 +399,7 @@ def test_a_training_of_no_rows_and_one_of_a_single_row_are_refused(tiny_encoder,
         Trainer(objective, CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize("rows", range(2, 10))
+@pytest.mark.parametrize("rows", [2, 4, 5, 6, 7, 9])
 def test_no_step_is_left_a_single_row(rows, tiny_encoder, tmp_path, recwarn):
     sizes = []
     config = dataclasses.replace(CONFIG, batch_size=4, epochs=1)
@@ -432,9 +446,19 @@ def test_checkpoint_gives_back_every_bit(tiny_encoder, tmp_path):
 
 def test_a_checkpoint_of_a_model_of_another_shape_is_refused(tiny_encoder, tmp_path):
     optimizer = build_optimizer(tiny_encoder, 1e-3)
+    tiny_encoder(torch.tensor([[5, 6, 7]]), torch.ones(1, 3)).sum().backward()
+    optimizer.step()
     save_checkpoint(tmp_path, tiny_encoder, optimizer, {})
     with pytest.raises(UserError, match="another shape"):
         restore_checkpoint(tmp_path, torch.nn.Linear(2, 2), optimizer)
+    with pytest.raises(UserError, match="another shape"):
+        restore_checkpoint(tmp_path, tiny_encoder, build_optimizer(tiny_encoder.layers[0], 1e-3))
+
+
+def test_a_file_that_is_no_checkpoint_of_ours_is_said(tiny_encoder, tmp_path):
+    torch_save({"a": torch.zeros(1)}, tmp_path / CHECKPOINT)
+    with pytest.raises(UserError, match="is no checkpoint of a training here"):
+        trainer_for(tiny_encoder, tmp_path).train(resume=True)
 
 
 @pytest.mark.parametrize(
