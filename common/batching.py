@@ -27,21 +27,15 @@ def token_budget_batches(lengths: Sequence[int], batch_tokens: int, padding: flo
     return batches
 
 
-def epoch_steps(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_steps(rows: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """An epoch's steps: every row once, at random, in steps of equal size (to one row) of at most `batch_size` rows.
 
-    Two neighbouring steps share their rows out by length, the longer ones to one of them: that saves padding, and a
-    pair of rows in one step meets again in the next epoch at most about twice as often as by chance. The result
-    depends on the arguments alone, so that training can resume within an epoch.
+    Length plays no part in it: sorted by length, tasks whose texts differ in length would stand apart, and a row of one
+    would weigh more in some steps than in others. The result depends on the arguments alone, so that training can resume
+    within an epoch.
     """
-    generator = np.random.default_rng([seed, epoch])
-    steps = np.array_split(generator.permutation(len(lengths)), math.ceil(len(lengths) / batch_size))
-    lengths = np.asarray(lengths)
-    for first in range(0, len(steps) - 1, 2):
-        both = np.concatenate(steps[first : first + 2])
-        both = both[np.argsort(lengths[both], kind="stable")]
-        steps[first : first + 2] = np.split(both, [len(steps[first])])
-    return [steps[i].tolist() for i in generator.permutation(len(steps))]
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return [step.tolist() for step in np.array_split(order, math.ceil(rows / batch_size))]
 
 
 @dataclass(frozen=True)
@@ -70,5 +64,5 @@ class StepSampler:
         for step in self.steps:
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != planned:
-                planned, plan = epoch, epoch_steps(self.lengths, self.batch_size, self.seed, epoch)
+                planned, plan = epoch, epoch_steps(len(self.lengths), self.batch_size, self.seed, epoch)
             yield plan[place][self.process :: self.processes]
