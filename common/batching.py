@@ -30,9 +30,9 @@ def token_budget_batches(lengths: Sequence[int], batch_tokens: int, padding: flo
 def epoch_steps(rows: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """An epoch's steps: every row once, at random, in steps of equal size (to one row) of at most `batch_size` rows.
 
-    Length plays no part in it: sorted by length, tasks whose texts differ in length would stand apart, and a row of one
-    would weigh more in some steps than in others. The result depends on the arguments alone, so that training can resume
-    within an epoch.
+    Length plays no part in it: sorted by length, tasks whose texts differ in length would stand apart, and a row of
+    one would weigh more in some steps than in others. The result depends on the arguments alone, so that training can
+    resume within an epoch.
     """
     order = np.random.default_rng([seed, epoch]).permutation(rows)
     return [step.tolist() for step in np.array_split(order, math.ceil(rows / batch_size))]

@@ -92,12 +92,15 @@ def stopped(tiny_encoder, output, step=1, config=CONFIG):
         trainer_for(tiny_encoder, output, config, before_step=at_step(step, interrupt)).train()
 
 
-def test_training_moves_every_weight_and_the_loss_falls(tiny_encoder, uninterrupted):
+def test_training_moves_every_weight(tiny_encoder, uninterrupted):
     before = uninterrupted.objective.state_dict().keys()
     start = PairObjective(tiny_encoder, uninterrupted.objective.data).state_dict()
     assert [name for name in before if torch.equal(weights(uninterrupted)[name], start[name])] == []
-    history = uninterrupted.progress.history
-    assert history[-1]["train loss"] < history[0]["train loss"]
+
+
+def test_the_loss_falls_over_the_epochs(tiny_encoder, tmp_path):
+    history = trainer_for(tiny_encoder, tmp_path, dataclasses.replace(CONFIG, epochs=8)).train().history
+    assert history[-1]["train loss"] < 0.8 * history[0]["train loss"]
 
 
 def test_same_seed_same_weights_and_another_seed_others(tiny_encoder, uninterrupted, tmp_path):
