@@ -1,7 +1,6 @@
 """A task is added to a model that has learned another: what becomes of the old task, with its head frozen or not?
 
     python -m benchmarks.adding DATA SIZE [SIZE ...]    train and test; a result that is there is kept
-    python -m benchmarks.adding DATA table              print what was recorded as the README's table
 
 DATA is the folder with `topic/`, `sentiment/` and `sts/`. Sentiment is learned first, on two thirds of SIZE rows, from
 the shipped encoder; then topic is added, on the other third. In the second phase sentiment's labels are there again or
@@ -9,7 +8,6 @@ not, and some stages are frozen. Tests are a fixed random 2,000 rows of each tas
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from common.devices import resolve_precision
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
-from common.report import mean_and_spread
 
 RUNS = ROOT / "runs" / "adding"
 BOTH, TOPIC = "topic and sentiment", "topic"
@@ -75,47 +72,19 @@ def result_path(scenario: str, size: int, seed: int) -> Path:
     return RESULTS / "adding" / f"{scenario.replace(', ', '-').replace(' ', '-')}-{size}-{seed}.json"
 
 
-def print_table() -> None:
-    """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
-    header = [
-        "rows",
-        "frozen while topic is added",
-        "seeds",
-        "topic",
-        "sentiment before",
-        "sentiment after",
-        "stsb_test",
-    ]
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for size in EPOCHS:
-        for scenario in SCENARIOS:
-            paths = [result_path(scenario, size, seed) for seed in range(SEEDS)]
-            results = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
-            if results:
-                topic, after, sts = (
-                    mean_and_spread([result["reached"][name] for result in results])
-                    for name in ("topic", "sentiment", "stsb_test")
-                )
-                before = mean_and_spread([result["sentiment_before"] for result in results])
-                print(f"| {size:,} | {scenario} | {len(results)} | {topic} | {before} | {after} | {sts} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("sizes", nargs="+", choices=[*map(str, EPOCHS), "table"], metavar="size")
+    parser.add_argument("sizes", nargs="+", type=int, choices=list(EPOCHS), metavar="size")
     arguments = parser.parse_args()
     for size in arguments.sizes:
-        if size == "table":
-            print_table()
-            continue
         for seed in range(SEEDS):
             for scenario in SCENARIOS:
-                path = result_path(scenario, int(size), seed)
+                path = result_path(scenario, size, seed)
                 if not path.is_file():
                     print(f"\nfrozen: {scenario}; {size} rows, seed {seed}", flush=True)
-                    about = {"scenario": scenario, "rows": int(size), "seed": seed}
-                    record(path, {**about, **add_topic(arguments.data, scenario, int(size), seed)})
+                    about = {"scenario": scenario, "rows": size, "seed": seed}
+                    record(path, {**about, **add_topic(arguments.data, scenario, size, seed)})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What does each freezing scenario cost? Time a step, memory, the optimizer's memory, trainable parameters.
 
-    python -m benchmarks.costs DATA          measure, in turns
-    python -m benchmarks.costs DATA table    print what was recorded as the README's table
+    python -m benchmarks.costs DATA    measure, in turns
 
 DATA is the folder with `topic/` and `sentiment/`. Every round trains each scenario for a dozen steps of 32 rows, the
 same ones, in a process of its own, so that its peak memory is its own. A step is timed from its gradient to the next
@@ -95,37 +94,12 @@ def measure(data: Path, scenario: str) -> dict[str, float]:
     }
 
 
-def print_table() -> None:
-    """The recorded results as the README shows them: medians over the rounds."""
-    results = json.loads(PATH.read_text(encoding="utf-8"))["scenarios"]
-    header = [
-        "frozen",
-        "trainable (million)",
-        "ms a step",
-        "of nothing frozen",
-        "memory it added (MB)",
-        "optimizer (MB)",
-    ]
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    whole = results["nothing"]["milliseconds_per_step"]
-    for scenario, cost in results.items():
-        share = cost["milliseconds_per_step"] / whole
-        cells = [f"{cost['trainable'] / 1e6:.1f}", f"{cost['milliseconds_per_step']:,.0f}", f"{share:.0%}"]
-        cells += [f"{cost[name]:,.0f}" for name in ("added_megabytes", "optimizer_megabytes")]
-        print(f"| {scenario} | " + " | ".join(cells) + " |")
-    once = results["the encoder"]["milliseconds_per_text_before"]
-    print(f"\nWith the encoder frozen, one pass before training: {once:.1f} ms a text")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("table", nargs="?", choices=["table"])
     parser.add_argument("--one", choices=MEASURED, help="measure this scenario once, and print JSON")
     arguments = parser.parse_args()
-    if arguments.table:
-        print_table()
-    elif arguments.one:
+    if arguments.one:
         print(json.dumps(measure(arguments.data, arguments.one)))
     else:
         rounds = {scenario: [] for scenario in MEASURED}

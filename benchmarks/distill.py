@@ -2,7 +2,6 @@
 
     python -m benchmarks.distill DATA VARIANT [VARIANT ...]    train and measure; a result that is there is kept
     python -m benchmarks.distill DATA starts                   measure widened teachers before any training
-    python -m benchmarks.distill DATA table                    print what was recorded as a table
 
 DATA is the folder with `sts/` and `corpus/`. Every variant starts from the teacher made twice as wide, and sees as many
 of the same first sentences of the corpus: 200 steps of 80, or as many fewer as its steps are larger.
@@ -12,7 +11,6 @@ in the place of one of 4,096. A start from random layers with the teacher's toke
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -99,31 +97,14 @@ def measure_starts(data: Path) -> dict[str, float]:
     }
 
 
-def print_table() -> None:
-    """The recorded results as a table."""
-    starts = json.loads((RESULTS / "distill" / "starts.json").read_text())["stsb_dev"]
-    print("| before training | stsb_dev |\n|---|---|")
-    print("\n".join(f"| {name} | {value:.3f} |" for name, value in starts.items()) + "\n")
-    header = ["variant", "stsb_dev after ¼", "½", "¾", "all", "minutes"]
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for variant in VARIANTS:
-        path = RESULTS / "distill" / f"{variant}.json"
-        if path.is_file():
-            result = json.loads(path.read_text())
-            looks = [f"{row['dev spearman']:.3f}" for row in result["history"]]
-            print(f"| {result['variant']} | {' | '.join(looks)} | {result['seconds'] / 60:.1f} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("variants", nargs="+", choices=[*VARIANTS, "starts", "table"], metavar="variant")
+    parser.add_argument("variants", nargs="+", choices=[*VARIANTS, "starts"], metavar="variant")
     arguments = parser.parse_args()
     for variant in arguments.variants:
         path = RESULTS / "distill" / f"{variant}.json"
-        if variant == "table":
-            print_table()
-        elif variant == "starts":
+        if variant == "starts":
             record(path, {"stsb_dev": measure_starts(arguments.data)})
         elif not path.is_file():
             print(f"\n{variant}: {VARIANTS[variant][0]}", flush=True)

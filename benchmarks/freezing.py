@@ -2,7 +2,6 @@
 
     python -m benchmarks.freezing DATA TARGET SIZE [SIZE ...]   train and test; a result that is there is kept
     python -m benchmarks.freezing DATA nearness                 how near each target's texts are to the corpus
-    python -m benchmarks.freezing DATA table                    print what was recorded as the README's tables
 
 DATA is the folder with `topic/`, `sentiment/`, `sts/` and `corpus/`. A SIZE is the number of training rows; tests are
 a fixed random 2,000 rows of each task, and all of stsb_test for what is forgotten. A TARGET is
@@ -14,7 +13,6 @@ a fixed random 2,000 rows of each task, and all of stsb_test for what is forgott
 
 import argparse
 import gzip
-import json
 import random
 import sysconfig
 import tempfile
@@ -35,7 +33,6 @@ from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks, pair_similarities, spearman
 from common.multitask import MultiTaskConfig, MultiTaskObjective
-from common.report import mean_and_spread
 from common.train import Trainer
 
 OUTSIDE = "everything, then logistic regression on its embeddings"
@@ -175,28 +172,10 @@ def result_path(encoder: str, target: str, scenario: str, size: int, seed: int) 
     return RESULTS / "freezing" / f"{target}-{encoder}-{words}-{size}-{seed}.json"
 
 
-def print_tables() -> None:
-    """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
-    for target, tasks in TARGETS.items():
-        for encoder in ("shipped", "minilm"):
-            lines = []
-            for size in EPOCHS:
-                for scenario in SCENARIOS:
-                    paths = [result_path(encoder, target, scenario, size, seed) for seed in range(SEEDS)]
-                    results = [json.loads(path.read_text())["reached"] for path in paths if path.is_file()]
-                    if results:
-                        cells = [mean_and_spread([r[name] for r in results]) for name in (*tasks, "stsb_test")]
-                        lines.append(f"| {size:,} | {scenario} | {len(results)} | {' | '.join(cells)} |")
-            if lines:
-                header = ["rows", "frozen", "seeds", *tasks, "stsb_test"]
-                print(f"\n{target}, from {encoder}\n\n| {' | '.join(header)} |\n" + "|---" * len(header) + "|")
-                print("\n".join(lines))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("target", choices=[*TARGETS, "nearness", "table"])
+    parser.add_argument("target", choices=[*TARGETS, "nearness"])
     parser.add_argument("sizes", nargs="*", type=int, metavar="size", help=", ".join(map(str, EPOCHS)))
     parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
@@ -204,9 +183,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.sizes) - set(EPOCHS):
         parser.error(f"size {min(unknown)}: there are {', '.join(map(str, EPOCHS))}")
-    if arguments.target == "table":
-        print_tables()
-        return
     if arguments.target == "nearness":
         record(RESULTS / "freezing" / "nearness.json", {"nearness": nearness(arguments.data)})
         return

@@ -1,14 +1,12 @@
-"""With the encoder frozen, how fast and how long should the heads learn? The frozen encoder's rows of the README.
+"""With the encoder frozen, how fast and how long should the heads learn?
 
-    python -m benchmarks.heads DATA          train and measure
-    python -m benchmarks.heads DATA table    print what was recorded as the README's table
+    python -m benchmarks.heads DATA    train and measure
 
 DATA is the folder with `topic/` and `sentiment/`: 1,000 training rows from the shipped encoder, seed 0, each rate and
 number of epochs, measured on 300 dev rows and 2,000 test rows of each task.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -62,24 +60,11 @@ def sweep(data: Path) -> list[dict[str, object]]:
     return found
 
 
-def print_table() -> None:
-    """The recorded results as the README shows them."""
-    header = ["heads' rate", "epochs", *(f"{part} {task}" for part in ("dev", "test") for task in TASKS)]
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for result in json.loads(PATH.read_text(encoding="utf-8"))["found"]:
-        cells = [f"{result[part][task]:.3f}" for part in ("dev", "test") for task in TASKS]
-        print(f"| {result['learning_rate']:g} | {result['epochs']} | " + " | ".join(cells) + " |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("table", nargs="?", choices=["table"])
     arguments = parser.parse_args()
-    if arguments.table:
-        print_table()
-    else:
-        record(PATH, {"rows": ROWS, "found": sweep(arguments.data)})
+    record(PATH, {"rows": ROWS, "found": sweep(arguments.data)})
 
 
 if __name__ == "__main__":

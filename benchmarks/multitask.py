@@ -1,7 +1,6 @@
 """Do topic and sentiment help each other, and what is the shipped encoder worth to them?
 
     python -m benchmarks.multitask DATA SYSTEM [SYSTEM ...]    train and test; a result that is there is kept
-    python -m benchmarks.multitask DATA table                  print what was recorded as the README's table
 
 DATA is the folder with `topic/` and `sentiment/`. The first systems see the same part of the training rows, three
 seeds each, and are tested on 2,000 test rows of each task: together, topic, sentiment (both tasks, or one alone, from
@@ -13,11 +12,8 @@ encoder and of all-MiniLM-L6-v2).
 
 import argparse
 import csv
-import json
 import random
 from pathlib import Path
-
-import numpy as np
 
 import task2
 from benchmarks.linear import EmbeddingFeatures, linear_classifier, word_features
@@ -29,7 +25,6 @@ from common.devices import resolve_precision
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
-from common.report import mean_and_spread
 
 RUNS = ROOT / "runs" / "multitask"
 TASKS = {"topic": "accuracy", "sentiment": "macro_recall"}
@@ -116,35 +111,13 @@ def classify(data: Path, system: str) -> dict[str, object]:
     return {"rows": rows, "test": test}
 
 
-def print_table() -> None:
-    """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
-    header = ("system", "seeds", "topic accuracy", "sentiment macro recall", "training rows", "minutes")
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for system, words in WORDS.items():
-        paths = sorted((RESULTS / "multitask").glob(f"{system}-[0-9]*.json"))
-        results = [json.loads(path.read_text()) for path in paths]
-        if results:
-            cells = [
-                mean_and_spread([result["test"][task][measure] for result in results])
-                if task in results[0]["test"]
-                else ""
-                for task, measure in TASKS.items()
-            ]
-            rows = " + ".join(f"{count:,}" for count in results[0]["rows"].values())
-            minutes = f"{np.mean([r['seconds'] for r in results]) / 60:.0f}" if "seconds" in results[0] else ""
-            print(f"| {words} | {len(results)} | {' | '.join(cells)} | {rows} | {minutes} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("systems", nargs="+", choices=[*WORDS, "table"], metavar="system")
+    parser.add_argument("systems", nargs="+", choices=list(WORDS), metavar="system")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of the first systems (default: 3)")
     arguments = parser.parse_args()
     for system in arguments.systems:
-        if system == "table":
-            print_table()
-            continue
         trains = not system.startswith(("tfidf", "frozen"))
         for seed in range(arguments.seeds if trains and system not in ON_ALL else 1):
             path = RESULTS / "multitask" / f"{system}-{seed}.json"

@@ -1,7 +1,6 @@
 """Layer-wise rates on real data: what does each strategy reach, at its best base rate, and what does it forget?
 
     python -m benchmarks.strategies DATA STRATEGY [STRATEGY ...]    train and test; a result that is there is kept
-    python -m benchmarks.strategies DATA table                      print what was recorded as the README's tables
     python -m benchmarks.strategies DATA figure                     draw it, into benchmarks/results/strategies
 
 DATA is the folder with `topic/`, `sentiment/` and `sts/`. Every strategy trains on the same fixed random rows with
@@ -15,8 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.multitask import DEV_ROWS, TASKS, TEST_ROWS, part_of
 from benchmarks.record import RESULTS, record
 from benchmarks.sts import minilm_folder
@@ -25,7 +22,6 @@ from common.comparison import Setting, compare_strategies
 from common.data import read_labelled_rows, read_scored_pairs
 from common.figures import save_figure, training_figure
 from common.multitask import MultiTaskConfig
-from common.report import mean_and_spread
 
 RUNS = ROOT / "runs" / "strategies"
 STRATEGIES = ("uniform", "layerwise", "decay:0.95", "decay:0.9", "decay:0.75", "gradual", "gradual+layerwise")
@@ -96,52 +92,6 @@ def at_best_rate(encoder: str) -> dict[str, tuple[float, list[dict[str, Any]]]]:
     return found
 
 
-def print_tables(encoder: str) -> None:
-    """The recorded results as the README shows them: means over the seeds, and their standard deviations."""
-    best = at_best_rate(encoder)
-    if not best:
-        return
-    print(f"\nFrom {encoder}:\n")
-    header = ["strategy", "base rate", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test", "dev at half"]
-    lines = []
-    for strategy, (rate, outcomes) in best.items():
-        tests = [mean_and_spread([o["test"][task][measure] for o in outcomes]) for task, measure in TASKS.items()]
-        kept = mean_and_spread([o["scored"][1] for o in outcomes])
-        half = mean_and_spread([o["dev_scores"][len(o["dev_scores"]) // 2 - 1][1] for o in outcomes])
-        lines.append([strategy, f"{rate:g}", len(outcomes), *tests, kept, half])
-    print_markdown(header, lines)
-    print("\nThe sweep, seed 0: dev score, and stsb_test behind it\n")
-    lines = []
-    for strategy in best:
-        found = [recorded(encoder, strategy, rate, 0) for rate in BASE_RATES]
-        lines.append([strategy, *(f"{dev_score(o):.3f} ({o['scored'][1]:.3f})" if o else "" for o in found)])
-    print_markdown(["strategy", *(f"{rate:g}" for rate in BASE_RATES)], lines)
-    stages = [stage for stage in STAGES if stage in next(iter(best.values()))[1][0]["moved"]]
-    print("\nHow far each stage moved, as a share of its length at the start\n")
-    moved = [
-        [name, *(f"{100 * np.mean([o['moved'][stage] for o in found]):.2g}%" for stage in stages)]
-        for name, (_, found) in best.items()
-    ]
-    print_markdown(["strategy", *stages], moved)
-    print("\nThe gradient's norm, averaged over the first quarter of the training and over the last\n")
-    norms = []
-    for name, (_, found) in best.items():
-        cells = []
-        for stage in stages:
-            first, last = (
-                np.mean([np.mean(o["gradients"][stage][part]) for o in found]) for part in (slice(5), slice(-5, None))
-            )
-            cells.append(f"{first:.2g}, {last:.2g}")
-        norms.append([name, *cells])
-    print_markdown(["strategy", *stages], norms)
-
-
-def print_markdown(header: list[Any], lines: list[list[Any]]) -> None:
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for line in lines:
-        print("| " + " | ".join(map(str, line)) + " |")
-
-
 def draw(encoder: str) -> None:
     """Dev scores and gradients over the training, of each strategy's first seed at its best rate."""
     outcomes = {name: found[0] for name, (_, found) in at_best_rate(encoder).items()}
@@ -152,13 +102,11 @@ def draw(encoder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("strategies", nargs="+", choices=[*STRATEGIES, "table", "figure"], metavar="strategy")
+    parser.add_argument("strategies", nargs="+", choices=[*STRATEGIES, "figure"], metavar="strategy")
     parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
     arguments = parser.parse_args()
     for strategy in arguments.strategies:
-        if strategy == "table":
-            print_tables(arguments.encoder)
-        elif strategy == "figure":
+        if strategy == "figure":
             draw(arguments.encoder)
         else:
             train(arguments.data, arguments.encoder, strategy)

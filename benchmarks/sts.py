@@ -1,7 +1,7 @@
 """Sentence similarity: how well the shipped encoder, and each way of training one, agrees with people's scores.
 
     python -m benchmarks.sts DATA SYSTEM [SYSTEM ...]    train and measure; a result that is there is kept
-    python -m benchmarks.sts DATA table                  print what was recorded as the README's table
+    python -m benchmarks.sts DATA paired                 the shipped encoder less its teacher, pair by pair
 
 DATA is the folder with `sts/` and `corpus/`. Spearman × 100 on all of stsb_test and of sts12 to sts15, with a
 bootstrap 95% interval.
@@ -9,7 +9,6 @@ bootstrap 95% interval.
 
 import argparse
 import gzip
-import json
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,6 +28,7 @@ from common.metrics import bootstrap_interval, pair_similarities, spearman
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 RUNS = ROOT / "runs" / "sts"
 SIMCSE_SENTENCES = 16_000
+PAIRED = "paired"
 TESTS = ("stsb_test", "sts12", "sts13", "sts14", "sts15")
 
 # What `task1.py train` is told for each system; {sts} and {corpus} are folders of DATA, {part} a part of the corpus.
@@ -122,37 +122,41 @@ def measure(similarity: Similarity, pairs: TrainingRows) -> dict[str, object]:
     }
 
 
-def print_table() -> None:
-    """The recorded results as the README shows them."""
-    print("| system | " + " | ".join(TESTS) + " | mean of 12 to 15 | minutes |\n|---|" + "---|" * (len(TESTS) + 2))
-    for system, words in WORDS.items():
-        path = RESULTS / "sts" / f"{system}.json"
-        if path.is_file():
-            result = json.loads(path.read_text())
-            cells = []
-            for name in TESTS:
-                low, high = (100 * bound for bound in result["files"][name]["interval_95"])
-                cells.append(f"{100 * result['files'][name]['spearman']:.1f} ({low:.0f} to {high:.0f})")
-            mean = 100 * np.mean([result["files"][name]["spearman"] for name in TESTS[1:]])
-            minutes = f"{result['seconds'] / 60:.0f}" if "seconds" in result else ""
-            print(f"| {words} | " + " | ".join(cells) + f" | {mean:.1f} | {minutes} |")
+def measure_difference(left: Similarity, right: Similarity, pairs: TrainingRows) -> dict[str, object]:
+    """Spearman of one similarity less that of another, on the same pairs and on the same resamples of them."""
+    ours, theirs = (similarity(*zip(*pairs.rows, strict=True)) for similarity in (left, right))
+    scores = np.array(pairs.scores)
+
+    def difference(chosen: np.ndarray, scores: np.ndarray) -> float:
+        chosen = chosen.astype(int)  # resampled beside the scores, they come as floats
+        return spearman(ours[chosen], scores) - spearman(theirs[chosen], scores)
+
+    every = np.arange(len(scores))
+    return {
+        "pairs": len(scores),
+        "difference": difference(every, scores),
+        "interval_95": bootstrap_interval(difference, every, scores),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("systems", nargs="+", choices=[*WORDS, "table"], metavar="system")
+    parser.add_argument("systems", nargs="+", choices=[*WORDS, PAIRED], metavar="system")
     arguments = parser.parse_args()
     for system in arguments.systems:
         path = RESULTS / "sts" / f"{system}.json"
-        if system == "table":
-            print_table()
-        elif not path.is_file():
-            print(f"\n{system}: {WORDS[system]}", flush=True)
-            similarity, made = build(system, arguments.data)
-            files = {name: read_scored_pairs(arguments.data / "sts" / f"{name}.csv") for name in TESTS}
-            measured = {name: measure(similarity, pairs) for name, pairs in files.items()}
-            record(path, {"system": WORDS[system], **made, "files": measured})
+        if path.is_file():
+            continue
+        files = {name: read_scored_pairs(arguments.data / "sts" / f"{name}.csv") for name in TESTS}
+        if system == PAIRED:
+            both = [build(name, arguments.data)[0] for name in ("shipped", "minilm")]
+            record(path, {"files": {name: measure_difference(*both, pairs) for name, pairs in files.items()}})
+            continue
+        print(f"\n{system}: {WORDS[system]}", flush=True)
+        similarity, made = build(system, arguments.data)
+        measured = {name: measure(similarity, pairs) for name, pairs in files.items()}
+        record(path, {"system": WORDS[system], **made, "files": measured})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,437 @@
+"""Every table of README.md and benchmarks/README.md, made from the records alone.
+
+    python -m benchmarks.tables NAME    print one, as Markdown
+    python -m benchmarks.tables         bring both pages up to date
+
+A page names its tables in comments, `<!-- python -m benchmarks.tables NAME -->`, each with its table right beneath it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import norm, ttest_1samp
+
+from benchmarks import adding, distill, freezing, multitask, sts
+from benchmarks.data import read_manifest
+from benchmarks.multitask import TASKS
+from benchmarks.record import RESULTS
+from benchmarks.strategies import BASE_RATES, SEEDS, at_best_rate, dev_score, recorded
+from common.cli import ROOT
+from common.files import atomic_file
+from common.report import by_strategy, mean_and_spread
+
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+MARKED = re.compile(r"(<!-- python -m benchmarks\.tables (\S+) -->\n)((?:\|.*\n)*)")
+STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
+Record = dict[str, Any]
+
+
+class Table(NamedTuple):
+    """Cells as text, under their header."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+    def pick(self, columns: Sequence[str], rows: Callable[[Sequence[object]], bool] = lambda row: True) -> "Table":
+        """Some of its columns, and the rows that a condition holds for."""
+        places = [self.header.index(column) for column in columns]
+        return Table(columns, [[row[place] for place in places] for row in self.rows if rows(row)])
+
+
+def load(name: str) -> Record:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load_all(paths: Iterable[Path]) -> list[Record]:
+    """Those of the records that are there."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def result(measure: str, values: Sequence[float]) -> str:
+    """The mean over the seeds and their standard deviation; Spearman in hundredths, as is usual."""
+    if measure != "stsb_test":
+        return mean_and_spread(values)
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"
+
+
+def difference(measure: str, values: Sequence[float], others: Sequence[float]) -> str:
+    """The mean of the differences seed by seed, with its 95% interval (Student's t)."""
+    scale, decimals = (100, 1) if measure == "stsb_test" else (1, 3)
+    lost = scale * np.subtract(values, others)
+    if np.ptp(lost) == 0:
+        return f"{lost[0]:.{decimals}f}"  # the same for every seed
+    return with_interval(np.mean(lost), *ttest_1samp(lost, 0).confidence_interval(), decimals)
+
+
+def with_interval(mean: float, low: float, high: float, decimals: int) -> str:
+    """A difference with its interval, in bold where that leaves out zero."""
+    text = f"{mean:+.{decimals}f} ({low:+.{decimals}f} to {high:+.{decimals}f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def data_files() -> Table:
+    entries = read_manifest().items()
+    rows = [[f"`{name}`", f"{entry['rows']:,}", f"`{entry['sha256'][:16]}…`"] for name, entry in entries]
+    return Table(["file in DATA", "rows", "sha256"], rows)
+
+
+def similarity() -> Table:
+    rows = []
+    for system, words in sts.WORDS.items():
+        for found in load_all([RESULTS / "sts" / f"{system}.json"]):
+            cells = []
+            for name in sts.TESTS:
+                low, high = (100 * bound for bound in found["files"][name]["interval_95"])
+                cells.append(f"{100 * found['files'][name]['spearman']:.1f} ({low:.0f} to {high:.0f})")
+            mean = 100 * np.mean([found["files"][name]["spearman"] for name in sts.TESTS[1:]])
+            minutes = f"{found['seconds'] / 60:.0f}" if "seconds" in found else ""
+            rows.append([words, *cells, f"{mean:.1f}", minutes])
+    return Table(["system", *sts.TESTS, "mean of 12 to 15", "minutes"], rows)
+
+
+def paired() -> Table:
+    rows = []
+    for name, found in load("sts/paired")["files"].items():
+        mean, low, high = (100 * value for value in (found["difference"], *found["interval_95"]))
+        rows.append([name, f"{found['pairs']:,}", with_interval(mean, low, high, 1)])
+    return Table(["test set", "pairs", "the shipped encoder less its teacher"], rows)
+
+
+def distillation_starts() -> Table:
+    rows = [[start, f"{100 * score:.1f}"] for start, score in load("distill/starts")["stsb_dev"].items()]
+    return Table(["before training", "stsb_dev"], rows)
+
+
+def distillation() -> Table:
+    rows = []
+    for found in load_all(RESULTS / "distill" / f"{variant}.json" for variant in distill.VARIANTS):
+        looks = [f"{100 * look['dev spearman']:.1f}" for look in found["history"]]
+        rows.append([found["variant"], *looks, f"{found['seconds'] / 60:.1f}"])
+    return Table(["variant", "stsb_dev after ¼", "½", "¾", "all", "minutes"], rows)
+
+
+def bits() -> Table:
+    found = load("ship")
+    rows = []
+    for name, row in found["rounded"].items():
+        moved = f"{row['largest_difference']:.3f}" if "largest_difference" in row else ""
+        name = f"**{name}**" if name == found["ships"] else name
+        rows.append([name, f"{row['megabytes']:.1f}", f"{100 * row['stsb_dev']:.2f}", moved])
+    return Table(["weights", "MB", "stsb_dev", "largest change of a similarity"], rows)
+
+
+def peers() -> Table:
+    rows = []
+    for name, words in {"encoder": "this encoder", "minilm": "all-MiniLM-L6-v2"}.items():
+        found = load("peers")[name]
+        speeds = [f"{found['sentences_per_second'][way]:.1f}" for way in ("ours", "sentence-transformers")]
+        ratio, share = found["speed_over_sentence_transformers"], found["share_of_matmul_rate"]
+        rows.append([words, f"{found['largest_difference']:.1e}", *speeds, f"{ratio:.2f}", f"{share:.0%}"])
+    header = ["model", "largest difference between embeddings", "sentences a second, here", "sentence-transformers"]
+    return Table([*header, "ratio", "of the machine's matrix-multiply rate"], rows)
+
+
+def samples() -> Table:
+    words = {
+        "bag of words": "TF-IDF of words (1, 2) + logistic regression",
+        "shipped encoder, frozen": "the shipped encoder, frozen + logistic regression",
+        "task2.py --from-scratch": "`python task2.py --from-scratch`",
+        "task2.py": "**`python task2.py`**, from the shipped encoder",
+    }
+    rows = [["guessing", "0.200", "0.333", ""]]
+    for name, shown in words.items():
+        found = load("samples")[name]
+        minutes = f"{found['seconds'] / 60:.0f}" if "seconds" in found else ""
+        rows.append([shown, *(f"{found['test'][task]['accuracy']:.3f}" for task in TASKS), minutes])
+    return Table(["system", "topic accuracy", "sentiment accuracy", "minutes"], rows)
+
+
+def classification(systems: Sequence[str]) -> Table:
+    rows = []
+    for system in systems:
+        found = load_all(sorted((RESULTS / "multitask").glob(f"{system}-[0-9]*.json")))
+        cells = [
+            mean_and_spread([f["test"][task][measure] for f in found]) if task in found[0]["test"] else ""
+            for task, measure in TASKS.items()
+        ]
+        count = " + ".join(f"{rows:,}" for rows in found[0]["rows"].values())
+        minutes = f"{np.mean([f['seconds'] for f in found]) / 60:.0f}" if "seconds" in found[0] else ""
+        rows.append([multitask.WORDS[system], len(found), *cells, count, minutes])
+    return Table(["system", "seeds", "topic accuracy", "sentiment macro recall", "training rows", "minutes"], rows)
+
+
+def classification_interval() -> Table:
+    """The sampling error of the test rows: a recall is a share of its class's rows."""
+    rows = []
+    for task, measure in TASKS.items():
+        found = load("multitask/shipped-all-0")["test"][task]
+        confusion = np.array(found["confusion"])
+        count = confusion.sum(axis=1)  # (classes,)
+        recall = np.diag(confusion) / count
+        weight = count / count.sum() if measure == "accuracy" else np.full(len(count), 1 / len(count))
+        margin = norm.ppf(0.975) * np.sqrt((weight**2 * recall * (1 - recall) / count).sum())
+        low, high = found[measure] - margin, found[measure] + margin
+        name = f"{task} {measure.replace('_', ' ')}"
+        rows.append([name, f"{count.sum():,}", f"{found[measure]:.3f}", f"{low:.3f} to {high:.3f}"])
+    return Table(["both tasks, from the shipped encoder", "test rows", "result", "95% interval"], rows)
+
+
+def sharing() -> Table:
+    rows = []
+    for prefix, start in (("", "random weights"), ("shipped-", "the shipped encoder")):
+        cells = []
+        for task, measure in TASKS.items():
+            together, alone = (
+                [load(f"multitask/{prefix}{system}-{seed}")["test"][task][measure] for seed in range(SEEDS)]
+                for system in ("together", task)
+            )
+            cells.append(difference(task, together, alone))
+        rows.append([start, SEEDS, *cells])
+    return Table(["both tasks less one alone, from", "seeds", "topic accuracy", "sentiment macro recall"], rows)
+
+
+def costs() -> Table:
+    found = load("costs")["scenarios"]
+    whole = found["nothing"]["milliseconds_per_step"]
+    rows = []
+    for scenario, cost in found.items():
+        step = cost["milliseconds_per_step"]
+        once = f"{cost['milliseconds_per_text_before']:.1f}" if cost["milliseconds_per_text_before"] else ""
+        memory = [f"{cost[name]:,.0f}" for name in ("added_megabytes", "optimizer_megabytes")]
+        rows.append([scenario, f"{cost['trainable'] / 1e6:.1f}", f"{step:,.0f}", f"{step / whole:.0%}", once, *memory])
+    header = ["frozen", "trainable (million)", "ms a step", "of nothing frozen", "once before, ms a text"]
+    return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
+
+
+def frozen_results(encoder: str, target: str, scenario: str, size: int) -> list[dict[str, float]]:
+    """What the trainings of one scenario reached."""
+    paths = (freezing.result_path(encoder, target, scenario, size, seed) for seed in range(freezing.SEEDS))
+    return [found["reached"] for found in load_all(paths)]
+
+
+def freezing_scenarios(encoder: str) -> Table:
+    rows = []
+    for size in freezing.EPOCHS:
+        for scenario in freezing.SCENARIOS:
+            if found := frozen_results(encoder, "both", scenario, size):
+                cells = [result(name, [f[name] for f in found]) for name in (*TASKS, "stsb_test")]
+                rows.append([f"{size:,}", scenario, len(found), *cells])
+    return Table(["rows", "frozen", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
+
+
+def freezing_differences() -> Table:
+    rows = []
+    for size in freezing.EPOCHS:
+        nothing = frozen_results("shipped", "both", "nothing", size)
+        for scenario in freezing.SCENARIOS:
+            found = frozen_results("shipped", "both", scenario, size)
+            if scenario not in ("nothing", "everything") and len(found) == len(nothing) == freezing.SEEDS:
+                cells = [
+                    difference(name, [f[name] for f in found], [f[name] for f in nothing])
+                    for name in (*TASKS, "stsb_test")
+                ]
+                rows.append([f"{size:,}", scenario, *cells])
+    return Table(["rows", "frozen, less nothing frozen", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
+
+
+def near_and_far() -> Table:
+    rows = []
+    for size in freezing.EPOCHS:
+        for scenario in freezing.SCENARIOS:
+            cells, seeds = [], []
+            for target, task in (("topic", "topic"), ("code", "package")):
+                if found := frozen_results("shipped", target, scenario, size):
+                    cells += [result(name, [f[name] for f in found]) for name in (task, "stsb_test")]
+                    seeds.append(len(found))
+            if cells:
+                rows.append([f"{size:,}", scenario, min(seeds), *cells])
+    header = ["rows", "frozen", "seeds", "news (near): accuracy", "stsb_test", "code (far): accuracy", "stsb_test"]
+    return Table(header, rows)
+
+
+def near_and_far_differences() -> Table:
+    rows, zero = [], np.zeros(freezing.SEEDS)
+    for scenario in ("the encoder", freezing.OUTSIDE):
+        lost = {}
+        for target, task in (("topic", "topic"), ("code", "package")):
+            found, nothing = (
+                [f[task] for f in frozen_results("shipped", target, name, 1_000)] for name in (scenario, "nothing")
+            )
+            lost[target] = np.subtract(found, nothing)
+        compared = [(lost["topic"], zero), (lost["code"], zero), (lost["code"], lost["topic"])]
+        rows.append([scenario, *(difference("accuracy", *pair) for pair in compared)])
+    return Table(["1,000 rows, frozen, less nothing frozen", "news (near)", "code (far)", "far less near"], rows)
+
+
+def heads() -> Table:
+    parts = [(part, task) for part in ("dev", "test") for task in TASKS]
+    rows = [
+        [f"{f['learning_rate']:g}", f["epochs"], *(f"{f[part][task]:.3f}" for part, task in parts)]
+        for f in load("freezing/heads")["found"]
+    ]
+    return Table(["heads' rate", "epochs", *(f"{part} {task}" for part, task in parts)], rows)
+
+
+def added_task() -> Table:
+    rows = []
+    for scenario in adding.SCENARIOS:
+        found = load_all(adding.result_path(scenario, 1_000, seed) for seed in range(SEEDS))
+        reached = {name: [f["reached"][name] for f in found] for name in (*TASKS, "stsb_test")}
+        before = [f["sentiment_before"] for f in found]
+        spread = [mean_and_spread(values) for values in (reached["topic"], before, reached["sentiment"])]
+        change, kept = difference("sentiment", reached["sentiment"], before), result("stsb_test", reached["stsb_test"])
+        rows.append([scenario, len(found), *spread, change, kept])
+    header = ["frozen while topic is added", "seeds", "topic accuracy", "sentiment before", "after", "change"]
+    return Table([*header, "stsb_test"], rows)
+
+
+MEASURES: Mapping[str, Callable[[Record], float]] = {
+    "topic accuracy": lambda found: found["test"]["topic"]["accuracy"],
+    "sentiment macro recall": lambda found: found["test"]["sentiment"]["macro_recall"],
+    "stsb_test": lambda found: found["scored"][1],
+    "dev at half": lambda found: found["dev_scores"][len(found["dev_scores"]) // 2 - 1][1],
+}
+
+
+def strategies(encoder: str) -> Table:
+    rows = [
+        [name, f"{rate:g}", len(found), *(result(measure, [of(f) for f in found]) for measure, of in MEASURES.items())]
+        for name, (rate, found) in at_best_rate(encoder).items()
+    ]
+    return Table(["strategy", "base rate", "seeds", *MEASURES], rows)
+
+
+def strategy_differences(encoder: str) -> Table:
+    best = at_best_rate(encoder)
+    uniform = best.pop("uniform")[1]
+    rows = [
+        [name, *(difference(name, [of(f) for f in found], [of(f) for f in uniform]) for name, of in MEASURES.items())]
+        for name, (_, found) in best.items()
+        if len(found) == SEEDS
+    ]
+    return Table(["strategy, less uniform", *MEASURES], rows)
+
+
+def sweep(encoder: str) -> Table:
+    rows = []
+    for name in at_best_rate(encoder):
+        found = [recorded(encoder, name, rate, 0) for rate in BASE_RATES]
+        rows.append([name, *(f"{dev_score(f):.3f} ({100 * f['scored'][1]:.1f})" for f in found)])
+    return Table(["strategy", *(f"{rate:g}" for rate in BASE_RATES)], rows)
+
+
+def moved() -> Table:
+    rows = [
+        [name, *(f"{100 * np.mean([f['moved'][stage] for f in found]):.2g}%" for stage in STAGES)]
+        for name, (_, found) in at_best_rate("shipped").items()
+    ]
+    return Table(["strategy", *STAGES], rows)
+
+
+def gradients() -> Table:
+    """Averages over the first quarter of the training and over the last, which have five recorded moments each."""
+    rows, quarters = [], (slice(5), slice(-5, None))
+    for name, (_, found) in at_best_rate("shipped").items():
+        norms = [[np.mean([np.mean(f["gradients"][stage][q]) for f in found]) for q in quarters] for stage in STAGES]
+        rows.append([name, *(f"{first:.2g}, {last:.2g}" for first, last in norms)])
+    return Table(["strategy", *STAGES], rows)
+
+
+def sample_rates() -> Table:
+    found = by_strategy(load("rates")["rows"])
+    measures = ["topic accuracy", "sentiment accuracy", "similarity kept", *(f"moved: {stage}" for stage in STAGES)]
+    rows = []
+    for measure in measures:
+        values = [float(strategy[measure][0]) for strategy in found.values()]
+        rows.append([measure, *(f"{100 * v:.2g}%" if measure.startswith("moved") else f"{v:.3f}" for v in values)])
+    return Table(["", *found], rows)
+
+
+def short_similarity() -> Table:
+    shown = {sts.WORDS[name] for name in ("untrained", "tfidf-characters", "minilm", "shipped", "stsb")}
+    return similarity().pick(["system", "stsb_test", "mean of 12 to 15"], lambda row: row[0] in shown)
+
+
+def short_all_rows() -> Table:
+    return classification(multitask.ON_ALL).pick(["system", "topic accuracy", "sentiment macro recall"])
+
+
+def short_freezing() -> Table:
+    """Cost and result beside each other, with 1,000 rows."""
+    cost = {row[0]: row[1:] for row in costs().pick(["frozen", "of nothing frozen", "memory it added (MB)"]).rows}
+    measures = ["topic accuracy", "sentiment macro recall", "stsb_test"]
+    reached = [row for row in freezing_scenarios("shipped").rows if row[0] == "1,000" and row[1] != "everything"]
+    rows = [[scenario, *cost.get(scenario, ("", "")), *cells] for _, scenario, _, *cells in reached]
+    return Table(["frozen", "time a step", "memory, MB", *measures], rows)
+
+
+def short_strategies() -> Table:
+    shown = ("uniform", "layerwise", "decay:0.9", "gradual")
+    return strategies("shipped").pick(["strategy", *MEASURES], lambda row: row[0] in shown)
+
+
+TABLES: Mapping[str, Callable[[], Table]] = {
+    "data": data_files,
+    "similarity": similarity,
+    "paired": paired,
+    "distillation-starts": distillation_starts,
+    "distillation": distillation,
+    "bits": bits,
+    "peers": peers,
+    "samples": samples,
+    "all-rows": partial(classification, multitask.ON_ALL),
+    "all-rows-interval": classification_interval,
+    "some-rows": partial(classification, [system for system in multitask.WORDS if system not in multitask.ON_ALL]),
+    "sharing": sharing,
+    "costs": costs,
+    "freezing": partial(freezing_scenarios, "shipped"),
+    "freezing-minilm": partial(freezing_scenarios, "minilm"),
+    "freezing-differences": freezing_differences,
+    "near-and-far": near_and_far,
+    "near-and-far-differences": near_and_far_differences,
+    "heads": heads,
+    "added-task": added_task,
+    "strategies": partial(strategies, "shipped"),
+    "strategies-minilm": partial(strategies, "minilm"),
+    "strategy-differences": partial(strategy_differences, "shipped"),
+    "strategy-differences-minilm": partial(strategy_differences, "minilm"),
+    "sweep": partial(sweep, "shipped"),
+    "sweep-minilm": partial(sweep, "minilm"),
+    "moved": moved,
+    "gradients": gradients,
+    "sample-rates": sample_rates,
+    "short-similarity": short_similarity,
+    "short-all-rows": short_all_rows,
+    "short-freezing": short_freezing,
+    "short-strategies": short_strategies,
+}
+
+
+def updated(page: str) -> str:
+    """A page's text with every table as its records have it."""
+    return MARKED.sub(lambda match: match[1] + str(TABLES[match[2]]()), page)
+
+
+def main() -> None:
+    if names := sys.argv[1:]:
+        print("\n".join(str(TABLES[name]()) for name in names), end="")
+        return
+    for path in PAGES:
+        text = updated(path.read_text(encoding="utf-8"))
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
