@@ -129,8 +129,7 @@ def show_outcomes(outcomes: Sequence[Outcome], output: Path) -> None:
     kept = ["similarity kept", *(["sts before", "sts after"] if outcomes[0].scored else [])]
     write_rows(output / "comparison.csv", rows)
     save_figure(comparison_figure(rows, [*accuracies, kept[-1]], stages), output / "comparison.png")
-    first_seed = {outcome.strategy: asdict(outcome) for outcome in outcomes if outcome.seed == outcomes[0].seed}
-    save_figure(training_figure(first_seed), output / "training.png")
+    save_figure(training_figure([asdict(outcome) for outcome in outcomes]), output / "training.png")
     heading("What came of it")
     print(comparison_table(rows, [*accuracies, *kept, "seconds"]))
     print("\nHow far each stage moved, as a share of its length at the start:")
@@ -161,7 +160,7 @@ class Show(Config):
         print(
             "learning_rates.png  the plan\ncomparison.png      what each way reached, and how far it moved each stage"
         )
-        print("training.png        the dev scores as each way trained, and the gradient of every stage")
+        print("training.png        the dev scores as each way trained, and the gradient norm by depth")
         print("comparison.csv      what comparison.png shows, as numbers")
         print("*/result.json       one training each: that, its dev scores and its gradients")
 

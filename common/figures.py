@@ -25,19 +25,19 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def similarity_figure(sentences: Sequence[str], similarities: np.ndarray) -> Figure:
-    """A heat map of an (n, n) table of cosine similarities, the sentences on both axes."""
-    labels = [plain(shorten(sentence, 42)) for sentence in sentences]
-    size = 3 + 0.42 * len(sentences)
-    figure, axes = plt.subplots(figsize=(size + 1, size))
+    """A heat map of an (n, n) table of cosine similarities, the sentences beside its rows, their numbers below."""
+    numbers = range(1, len(sentences) + 1)
+    labels = [f"{plain(shorten(sentence, 42))}  {number}" for number, sentence in zip(numbers, sentences, strict=True)]
+    size = 1.5 + 0.36 * len(sentences)
+    figure, axes = plt.subplots(figsize=(size + 1.2, size))
     image = axes.imshow(similarities, cmap="viridis", vmin=min(0, similarities.min()), vmax=1)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xticks(range(len(labels)), numbers)
+    axes.set_yticks(range(len(labels)), labels)
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for (row, column), value in np.ndenumerate(similarities):
         ink = "white" if value < middle else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(image, label="cosine similarity", fraction=0.046, pad=0.02)
-    axes.set_title("How similar the sentences' embeddings are")
     return figure
 
 
@@ -83,8 +83,10 @@ def rates_figure(rates: Mapping[str, float], base_rate: float) -> Figure:
     """Each stage's learning rate as a bar, bottom up as the model stands, beside the base rate."""
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.36 * len(rates)))
     bars = axes.barh([plain(stage) for stage in rates], list(rates.values()), color="tab:blue", alpha=0.8)
-    axes.bar_label(bars, [f"{rate / base_rate:.3f}" for rate in rates.values()], padding=3, fontsize=8)
     axes.axvline(base_rate, color="black", linestyle="--", linewidth=1, label=f"base rate {base_rate:g}")
+    factors = [f"{rate / base_rate:.3f}" for rate in rates.values()]
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # else the line at the base rate crosses the numbers
+    axes.bar_label(bars, factors, padding=4, fontsize=9, bbox=paper)
     axes.set_xlabel("learning rate (beside each bar: its factor on the base rate)")
     axes.set_title("The learning rate of each stage, from the embeddings up")
     axes.margins(x=0.12)
@@ -95,70 +97,108 @@ def rates_figure(rates: Mapping[str, float], base_rate: float) -> Figure:
 def comparison_figure(rows: Sequence[Mapping[str, Any]], measures: Sequence[str], stages: Sequence[str]) -> Figure:
     """What each strategy reaches (a dot for each training, a bar for the mean), and how far it moves each stage."""
     gathered = by_strategy(rows)
-    figure, grid = plt.subplots(1, len(measures) + 1, figsize=(4 * len(measures) + 6, 4.5))
-    for axes, measure in zip(grid, measures, strict=False):
-        for place, values in enumerate(gathered.values()):
-            axes.bar(place, np.mean(values[measure]), color=f"C{place}", alpha=0.4)
-            axes.plot([place] * len(values[measure]), values[measure], "o", color=f"C{place}")
-        found = [value for values in gathered.values() for value in values[measure] if np.isfinite(value)] or [0.0]
-        margin = max(max(found) - min(found), 0.02)
-        axes.set_ylim(max(min(found) - margin, -1), min(max(found) + margin, 1.02))
-        axes.set_xticks(range(len(gathered)), [plain(name) for name in gathered], rotation=45, ha="right")
+    columns = min(len(measures), 3)
+    lines = -(-len(measures) // columns)
+    heights = [1 + 0.3 * len(gathered)] * lines + [4.5]
+    figure = plt.figure(figsize=(9, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(lines + 1, columns, height_ratios=heights)
+    for number, measure in enumerate(measures):
+        axes = figure.add_subplot(grid[divmod(number, columns)])
+        _draw_measure(axes, {strategy: values[measure] for strategy, values in gathered.items()})
         axes.set_title(plain(measure))
-        axes.grid(axis="y", alpha=0.3)
-    for place, (strategy, values) in enumerate(gathered.items()):
-        moved = [np.mean(values[f"moved: {stage}"]) for stage in stages]
-        grid[-1].plot(range(len(stages)), moved, "o-", color=f"C{place}", label=plain(strategy))
-    grid[-1].set_yscale("log")
-    grid[-1].set_ylabel("change / length at the start")
-    grid[-1].set_xticks(range(len(stages)), [plain(stage) for stage in stages], rotation=45, ha="right")
-    grid[-1].set_title("how far each stage moved")
-    grid[-1].grid(alpha=0.3)
-    grid[-1].legend()
-    figure.tight_layout()
+        axes.tick_params(labelleft=number % columns == 0)
+    axes = figure.add_subplot(grid[-1, :])
+    _draw_stages(axes, {name: {s: values[f"moved: {s}"] for s in stages} for name, values in gathered.items()})
+    axes.set_ylabel("change / length at the start")
+    axes.set_title("how far each stage moved")
+    _add_legend(figure)
     return figure
 
 
-def training_figure(outcomes: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Each strategy's scores on the dev set while it trained, and a panel for each with the gradient of every stage.
+def _draw_measure(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
+    """A bar across for the mean of each strategy, the first on top, and a dot for each of its values."""
+    for place, found in enumerate(values.values()):
+        axes.barh(place, np.mean(found), color=f"C{place}", alpha=0.4)
+        axes.plot(found, [place] * len(found), "o", color=f"C{place}")
+    finite = [value for found in values.values() for value in found if np.isfinite(value)] or [0.0]
+    margin = max(max(finite) - min(finite), 0.02)
+    axes.set_xlim(max(min(finite) - margin, -1), min(max(finite) + margin, 1.02))
+    axes.set_yticks(range(len(values)), [_name(strategy) for strategy in values])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+
+
+def training_figure(outcomes: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each strategy's scores on the dev set while it trained, and its gradient norms by depth, as `gradients_figure`.
 
     Args:
-        outcomes: for each strategy, `dev_scores` as (step, score) and `gradients` as norms over time by stage.
+        outcomes: a training each: its `strategy`, `dev_scores` as (step, score), `gradients` as norms by stage.
     """
-    columns = min(len(outcomes) + 1, 4)
-    rows = -(-(len(outcomes) + 1) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(4.5 * columns, 3.8 * rows), squeeze=False)
-    first, *panels = grid.flat
-    for strategy, outcome in outcomes.items():
-        first.plot(*zip(*outcome["dev_scores"], strict=True), "o-", label=plain(strategy))
-    first.set_xlabel("step")
-    first.set_title("score on the dev set (macro F1, mean of the tasks)", fontsize=10)
-    first.legend(fontsize=8)
-    first.grid(alpha=0.3)
-    for axes, (strategy, outcome) in zip(panels, outcomes.items(), strict=False):
-        if axes is not panels[0]:
-            axes.sharey(panels[0])
-        _draw_gradients(axes, outcome["gradients"])
-        axes.set_title(f"gradient norms: {plain(strategy)}")
-    panels[0].legend(fontsize=6, ncols=3, loc="lower center")
-    panels[0].set_ylim(bottom=panels[0].get_ylim()[0] / 8)  # room for the legend
-    for axes in panels[len(outcomes) :]:
-        axes.set_visible(False)
-    figure.tight_layout()
+    figure, (above, below) = plt.subplots(2, figsize=(9, 8), layout="constrained")
+    for place, (strategy, values) in enumerate(by_strategy(outcomes).items()):
+        scores: dict[int, list[float]] = {}
+        for step, score in (point for points in values["dev_scores"] for point in points):
+            scores.setdefault(step, []).append(score)
+        steps = sorted(scores)
+        _draw_means(above, steps, [scores[step] for step in steps], color=f"C{place}", label=_name(strategy))
+    above.set_xlabel("step")
+    above.set_ylabel("macro F1 on the dev set, mean of the tasks")
+    above.grid(alpha=0.3)
+    _draw_gradients(below, outcomes)
+    _add_legend(figure)
     return figure
 
 
-def _draw_gradients(axes: Axes, gradients: Mapping[str, Sequence[float]]) -> None:
-    """A line for each stage, bottom up from blue to yellow: the norm of its gradient over the training."""
-    for place, (stage, norms) in enumerate(gradients.items()):
-        share = (np.arange(len(norms)) + 0.5) / len(norms)
-        seen = np.where(np.array(norms) > 0, norms, np.nan)  # a frozen stage has no gradient
-        colour = plt.colormaps["viridis"](place / max(len(gradients) - 1, 1))
-        axes.plot(share, seen, color=colour, label=plain(stage), linewidth=1.2)
+def gradients_figure(outcomes: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each strategy's gradient norms by depth: medians over a training, then mean and deviation over its trainings.
+
+    Args:
+        outcomes: a training each: its `strategy`, and `gradients` as norms over time by stage.
+    """
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    _draw_gradients(axes, outcomes)
+    _add_legend(figure)
+    return figure
+
+
+def _draw_gradients(axes: Axes, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    medians = [{"strategy": outcome["strategy"], **median_norms(outcome["gradients"])} for outcome in outcomes]
+    stages = outcomes[0]["gradients"]
+    _draw_stages(axes, {name: {s: values[s] for s in stages} for name, values in by_strategy(medians).items()})
+    axes.set_ylabel("gradient norm, median over the training")
+
+
+def median_norms(gradients: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each stage's gradient norms over time, without those of 0: it was frozen then (always: nan)."""
+    return {stage: float(np.median([n for n in norms if n > 0] or [np.nan])) for stage, norms in gradients.items()}
+
+
+def _draw_stages(axes: Axes, strategies: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """A line for each strategy over the stages, from the embeddings up: its trainings' values at each stage."""
+    stages = list(next(iter(strategies.values())))
+    # The heads stand beside one another: no line joins the top of one to the foot of the next.
+    cuts = [place for place, stage in enumerate(stages) if stage.endswith("head 1")]
+    for number, (strategy, values) in enumerate(strategies.items()):
+        for part in np.split(np.arange(len(stages)), cuts):
+            label = _name(strategy) if part[0] == 0 else None
+            _draw_means(axes, part, [values[stages[place]] for place in part], color=f"C{number}", label=label)
     axes.set_yscale("log")
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share of the training")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(range(len(stages)), [plain(stage) for stage in stages], rotation=45, ha="right")
+    axes.set_xlabel("stage, from the embeddings up")
     axes.grid(alpha=0.3)
+
+
+def _draw_means(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], **style: Any) -> None:
+    """A line through the mean at each place, and the standard deviation as a bar where there are several values."""
+    spreads = [np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values]
+    means = [np.mean(found) for found in values]
+    axes.errorbar(places, means, spreads, marker="o", markersize=4, elinewidth=1, capsize=2, **style)
+
+
+def _add_legend(figure: Figure) -> None:
+    """The strategies' names under the last of the panels, which has them all."""
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def confusion_figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -184,3 +224,8 @@ def confusion_figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
+
+
+def _name(strategy: str) -> str:
+    """A strategy's name as a label: of a long path its beginning and its end."""
+    return plain(strategy if len(strategy) <= 24 else f"{strategy[:9]}…{strategy[-14:]}")

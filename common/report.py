@@ -55,9 +55,9 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def by_strategy(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """A comparison's rows gathered by strategy: for each, the values of every measure."""
-    gathered: dict[str, dict[str, list[float]]] = {}
+def by_strategy(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    """A comparison's rows gathered by strategy: for each, the values under every name."""
+    gathered: dict[str, dict[str, list[Any]]] = {}
     for row in rows:
         for name, value in row.items():
             gathered.setdefault(row["strategy"], {}).setdefault(name, []).append(value)

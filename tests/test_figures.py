@@ -12,7 +12,9 @@ from common.figures import (
     comparison_figure,
     confusion_figure,
     curves_figure,
+    gradients_figure,
     map_figure,
+    median_norms,
     rates_figure,
     save_figure,
     similarity_figure,
@@ -20,6 +22,7 @@ from common.figures import (
 )
 
 STAGES = ["embeddings", "layer 1", "layer 2", "topic head 1"]
+LONG = "gradual+/home/someone/experiments/layerwise/rates-that-fall-steeply-towards-the-embeddings.json"
 SENTENCES = [f"sentence {n} costs $5 and $6" for n in range(12)]
 
 
@@ -34,18 +37,16 @@ def embeddings(rows):
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def outcome(steps):
-    return {
-        "dev_scores": [(0, 0.2), (steps, 0.8)],
-        "gradients": {stage: [0.0 if stage == "embeddings" else 1.0 + n for n in range(8)] for stage in STAGES},
-    }
+def training(strategy, seed=0):
+    gradients = {stage: [0.0 if stage == "embeddings" else 1.0 + n + seed for n in range(8)] for stage in STAGES}
+    return {"strategy": strategy, "dev_scores": [(0, 0.2), (100, 0.8 + seed / 10)], "gradients": gradients}
 
 
-def comparison_rows():
+def comparison_rows(*strategies):
     return [
         {"strategy": strategy, "seed": seed, "accuracy": 0.7 + 0.1 * seed}
         | {f"moved: {stage}": 0.01 * (seed + 1) for stage in STAGES}
-        for strategy in ("uniform", "seed")
+        for strategy in strategies
         for seed in (0, 1)
     ]
 
@@ -65,8 +66,9 @@ FIGURES = {
     "map": lambda: map_figure(SENTENCES, embeddings(12)),
     "curves": lambda: curves_figure(HISTORY, ["topic", "$mood$"]),
     "rates": lambda: rates_figure(dict.fromkeys(STAGES, 2e-5), 2e-5),
-    "comparison": lambda: comparison_figure(comparison_rows(), ["accuracy"], STAGES),
-    "training": lambda: training_figure({name: outcome(100) for name in ("uniform", "seed", "decay", "gradual")}),
+    "comparison": lambda: comparison_figure(comparison_rows("uniform", "seed"), ["accuracy"], STAGES),
+    "training": lambda: training_figure([training(name) for name in ("uniform", "seed", "decay", "gradual")]),
+    "gradients": lambda: gradients_figure([training("uniform"), training("uniform", 1), training("layerwise")]),
     "confusion": lambda: confusion_figure(
         {"topic": {"confusion": [[3, 1], [0, 4]], "classes": ["$a$", "b"], "accuracy": 0.875}}
     ),
@@ -103,16 +105,43 @@ def test_dollar_signs_in_a_sentence_begin_no_formula(name):
     assert all(text.count(r"\$") == text.count("$") == 2 * text.count("costs") for text in texts)
 
 
-def test_the_training_figure_has_a_panel_for_the_scores_and_one_for_each_strategys_gradients():
-    first, *panels = training_figure({name: outcome(100) for name in ("uniform", "seed", "decay", "gradual")}).axes
-    assert [line.get_label() for line in first.lines] == ["uniform", "seed", "decay", "gradual"]
-    assert first.lines[0].get_xydata().tolist() == [[0, 0.2], [100, 0.8]]
-    assert [panel.get_visible() for panel in panels] == [True] * 4 + [False] * 3
-    for panel in panels[:4]:
-        assert [line.get_label() for line in panel.lines] == STAGES
-        frozen, moving = panel.lines[:2]
-        assert np.isnan(frozen.get_ydata()).all()
-        assert moving.get_ydata().tolist() == list(range(1, 9))
+def test_the_training_figure_has_a_panel_for_the_scores_and_one_for_the_gradients_by_depth():
+    above, below = training_figure([training("uniform"), training("decay")]).axes
+    for axes in (above, below):
+        assert axes.get_legend_handles_labels()[1] == ["uniform", "decay"]
+    assert above.lines[0].get_xydata().tolist() == [[0, 0.2], [100, 0.8]]
+    assert [label.get_text() for label in below.get_xticklabels()] == STAGES
+
+
+def test_dev_scores_are_means_over_the_seeds():
+    above, _ = training_figure([training("uniform", seed) for seed in (0, 1)]).axes
+    assert above.lines[0].get_xydata() == pytest.approx(np.array([[0, 0.2], [100, 0.85]]))
+
+
+def test_gradients_are_drawn_as_means_of_medians_and_no_line_joins_one_head_to_another():
+    (axes,) = gradients_figure([training("uniform", seed) for seed in (0, 1)]).axes
+    encoder, head = (container.lines[0] for container in axes.containers)
+    np.testing.assert_allclose(encoder.get_xydata(), [[0, np.nan], [1, 5], [2, 5]])
+    assert head.get_xydata().tolist() == [[3, 5]]
+
+
+def test_a_median_norm_leaves_out_the_time_when_the_stage_was_frozen():
+    medians = median_norms({"layer 1": [0.0, 0.0, 0.0, 2.0, 3.0, 5.0], "embeddings": [0.0, 0.0]})
+    assert medians["layer 1"] == 3 and np.isnan(medians["embeddings"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strategies", [[LONG], ["uniform", LONG], [f"decay:0.{n}" for n in range(10, 30)]])
+def test_many_strategies_and_long_names_leave_room_for_the_panels(strategies, tmp_path):
+    rows = comparison_rows(*strategies)
+    figure = comparison_figure(rows, ["accuracy"] * 4, STAGES)
+    save_figure(figure, tmp_path / "comparison.png")
+    assert all(axes.get_position().width * figure.get_figwidth() > 1.5 for axes in figure.axes)
+
+
+def test_a_long_name_keeps_its_beginning_and_its_end():
+    axes = comparison_figure(comparison_rows(LONG), ["accuracy"], STAGES).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gradual+/…mbeddings.json"]
 
 
 def test_bars_are_labelled_with_their_factor_on_the_base_rate():
