@@ -36,7 +36,8 @@ def similarity_figure(sentences: Sequence[str], similarities: np.ndarray) -> Fig
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for (row, column), value in np.ndenumerate(similarities):
         ink = "white" if value < middle else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+        shown = f"{round(float(value), 2) + 0.0:.2f}"  # + 0.0: none is "-0.00"
+        axes.text(column, row, shown, ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(image, label="cosine similarity", fraction=0.046, pad=0.02)
     return figure
 
@@ -142,7 +143,7 @@ def training_figure(outcomes: Sequence[Mapping[str, Any]]) -> Figure:
         steps = sorted(scores)
         _draw_means(above, steps, [scores[step] for step in steps], color=f"C{place}", label=_name(strategy))
     above.set_xlabel("step")
-    above.set_ylabel("macro F1 on the dev set, mean of the tasks")
+    above.set_ylabel("macro F1 on dev, mean of tasks")
     above.grid(alpha=0.3)
     _draw_gradients(below, outcomes)
     _add_legend(figure)
