@@ -1,0 +1,82 @@
+"""The README's figures, from the records and the encoder that ships: nothing is trained.
+
+python -m benchmarks.figures    write them into benchmarks/results/figures
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import task4
+from benchmarks.diagram import model_diagram
+from benchmarks.multitask import TASKS
+from benchmarks.record import RESULTS
+from benchmarks.strategies import BASE_RATES, SEEDS, STRATEGIES, at_best_rate, recorded
+from common.data import SAMPLES
+from common.encoder import SentenceEncoder
+from common.figures import gradients_figure, rates_figure, save_figure, similarity_figure
+from common.files import atomic_file
+from common.heads import MultiTaskModel
+from common.optim import layerwise_learning_rates
+from common.readers import read_texts
+from common.train import FINE_TUNING_RATE
+
+FOLDER = RESULTS / "figures"
+COMPARED = ("uniform", "layerwise")
+SENTENCES = 12  # of the samples
+MARKERS = dict(zip(BASE_RATES, "os^", strict=True))
+
+
+def forgetting_figure() -> Figure:
+    """What each strategy reaches against what it keeps, at each base rate: means over the seeds, and deviations."""
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for place, strategy in enumerate(STRATEGIES):
+        points = []
+        for rate, marker in MARKERS.items():
+            outcomes = [found for seed in range(SEEDS) if (found := recorded("shipped", strategy, rate, seed))]
+            if outcomes:
+                before = outcomes[0]["scored"][0]
+                kept = [outcome["scored"][1] for outcome in outcomes]
+                reached = [np.mean([o["test"][task][measure] for task, measure in TASKS.items()]) for o in outcomes]
+                points.append((np.mean(kept), np.mean(reached)))
+                bars = {"xerr": deviation(kept), "yerr": deviation(reached), "elinewidth": 1, "capsize": 2}
+                axes.errorbar(*points[-1], **bars, fmt=marker, color=f"C{place}")
+        axes.plot(*zip(*points, strict=True), color=f"C{place}", linewidth=0.7, alpha=0.5)
+    axes.set_xlabel("Spearman on stsb_test after training (what is kept)")
+    axes.set_ylabel("mean of topic accuracy and sentiment macro recall")
+    axes.grid(alpha=0.3)
+    colours = [Line2D([], [], color=f"C{place}", linewidth=3, label=name) for place, name in enumerate(STRATEGIES)]
+    rates = [Line2D([], [], color="black", lw=0, marker=m, label=f"base rate {r:g}") for r, m in MARKERS.items()]
+    start = axes.axvline(before, color="black", linestyle="--", linewidth=1, label="before training")
+    figure.legend(handles=[*colours, *rates, start], loc="outside lower center", ncols=4)
+    return figure
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation over the seeds; 0 of a single one, which has no bar."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def main() -> None:
+    encoder = SentenceEncoder.from_pretrained()
+    model = MultiTaskModel(encoder, task4.TASKS)
+    with atomic_file(FOLDER / "model.svg") as temporary:
+        temporary.write_text(model_diagram(model), encoding="utf-8")
+    sentences = list(read_texts(SAMPLES / "sentences.txt"))[:SENTENCES]
+    embeddings = encoder.encode(sentences)
+    best = at_best_rate("shipped")
+    figures = {
+        "rates": rates_figure(layerwise_learning_rates(model, FINE_TUNING_RATE), FINE_TUNING_RATE),
+        "forgetting": forgetting_figure(),
+        "similarity": similarity_figure(sentences, embeddings @ embeddings.T),
+        "gradients": gradients_figure([outcome for strategy in COMPARED for outcome in best[strategy][1]]),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, FOLDER / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
