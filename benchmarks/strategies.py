@@ -1,7 +1,6 @@
 """Layer-wise rates on real data: what does each strategy reach, at its best base rate, and what does it forget?
 
     python -m benchmarks.strategies DATA STRATEGY [STRATEGY ...]    train and test; a result that is there is kept
-    python -m benchmarks.strategies DATA figure                     draw it, into benchmarks/results/strategies
 
 DATA is the folder with `topic/`, `sentiment/` and `sts/`. Every strategy trains on the same fixed random rows with
 each of three base rates; the one with the best dev score is then trained with two more seeds. So no strategy is judged
@@ -20,7 +19,6 @@ from benchmarks.sts import minilm_folder
 from common.cli import ROOT
 from common.comparison import Setting, compare_strategies
 from common.data import read_labelled_rows, read_scored_pairs
-from common.figures import save_figure, training_figure
 from common.multitask import MultiTaskConfig
 
 RUNS = ROOT / "runs" / "strategies"
@@ -92,24 +90,14 @@ def at_best_rate(encoder: str) -> dict[str, tuple[float, list[dict[str, Any]]]]:
     return found
 
 
-def draw(encoder: str) -> None:
-    """Dev scores and gradients over the training, of each strategy's first seed at its best rate."""
-    outcomes = {name: found[0] for name, (_, found) in at_best_rate(encoder).items()}
-    if outcomes:
-        save_figure(training_figure(outcomes), RESULTS / "strategies" / f"{encoder}.png")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("strategies", nargs="+", choices=[*STRATEGIES, "figure"], metavar="strategy")
+    parser.add_argument("strategies", nargs="+", choices=STRATEGIES, metavar="strategy")
     parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
     arguments = parser.parse_args()
     for strategy in arguments.strategies:
-        if strategy == "figure":
-            draw(arguments.encoder)
-        else:
-            train(arguments.data, arguments.encoder, strategy)
+        train(arguments.data, arguments.encoder, strategy)
 
 
 if __name__ == "__main__":
