@@ -51,8 +51,8 @@ def model_diagram(model: MultiTaskModel) -> str:
     middle, step = WIDTH / 2, BOX + ARROW
     top = MARGIN + 42  # below the answers
     fork = top + ARROW + len(HEAD_LAYERS) * step  # where the ways part
-    foot = fork + ARROW + len(trunk) * step - ARROW
-    content = [*stack(trunk, middle, TRUNK, foot), line(middle, foot - len(trunk) * step + ARROW, middle, fork)]
+    foot = fork + len(trunk) * step
+    content = [*stack(trunk, middle, TRUNK, foot), line(middle, fork + ARROW, middle, fork)]
     spread = (WIDTH - 2 * MARGIN - COLUMN) / (len(columns) - 1)
     for number, (boxes, answer, script) in enumerate(columns):
         x = MARGIN + COLUMN / 2 + number * spread
