@@ -38,14 +38,14 @@ def forgetting_figure() -> Figure:
         for rate, marker in MARKERS.items():
             outcomes = [found for seed in range(SEEDS) if (found := recorded("shipped", strategy, rate, seed))]
             if outcomes:
-                before = outcomes[0]["scored"][0]
-                kept = [outcome["scored"][1] for outcome in outcomes]
+                before = 100 * outcomes[0]["scored"][0]
+                kept = [100 * outcome["scored"][1] for outcome in outcomes]
                 reached = [np.mean([o["test"][task][measure] for task, measure in TASKS.items()]) for o in outcomes]
                 points.append((np.mean(kept), np.mean(reached)))
                 bars = {"xerr": deviation(kept), "yerr": deviation(reached), "elinewidth": 1, "capsize": 2}
                 axes.errorbar(*points[-1], **bars, fmt=marker, color=f"C{place}")
         axes.plot(*zip(*points, strict=True), color=f"C{place}", linewidth=0.7, alpha=0.5)
-    axes.set_xlabel("Spearman on stsb_test after training (what is kept)")
+    axes.set_xlabel("Spearman × 100 on stsb_test after training (what is kept)")
     axes.set_ylabel("mean of topic accuracy and sentiment macro recall")
     axes.grid(alpha=0.3)
     colours = [Line2D([], [], color=f"C{place}", linewidth=3, label=name) for place, name in enumerate(STRATEGIES)]

@@ -1,7 +1,7 @@
-"""Every table of README.md and benchmarks/README.md, made from the records alone.
+"""Every table of results, in README.md, benchmarks/README.md and the weights' card, made from the records alone.
 
     python -m benchmarks.tables NAME    print one, as Markdown
-    python -m benchmarks.tables         bring both pages up to date
+    python -m benchmarks.tables         bring the pages up to date
 
 A page names its tables in comments, `<!-- python -m benchmarks.tables NAME -->`, each with its table right beneath it.
 """
@@ -23,10 +23,14 @@ from benchmarks.multitask import TASKS
 from benchmarks.record import RESULTS
 from benchmarks.strategies import BASE_RATES, SEEDS, at_best_rate, dev_score, recorded
 from common.cli import ROOT
+from common.encoder import SentenceEncoder
 from common.files import atomic_file
+from common.freezing import gradual_unfreezing
+from common.heads import MultiTaskModel
+from common.optim import layerwise_learning_rates, schedule_factor
 from common.report import by_strategy, mean_and_spread
 
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "common" / "weights" / "README.md")
 MARKED = re.compile(r"(<!-- python -m benchmarks\.tables (\S+) -->\n)((?:\|.*\n)*)")
 STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
 Record = dict[str, Any]
@@ -348,6 +352,21 @@ def gradients() -> Table:
     return Table(["strategy", *STAGES], rows)
 
 
+def rate_budget() -> Table:
+    """Each stage's rate summed over a training with a linear schedule, as a share of what one rate for all sums to."""
+    model, steps = MultiTaskModel(SentenceEncoder(), {}), 1_000
+    factors = [schedule_factor("linear", step, steps // 10, steps) for step in range(steps)]
+    stages = list(model.encoder.named_stages())
+    thaw = gradual_unfreezing(stages, steps / 2 / len(stages))
+    layerwise = layerwise_learning_rates(model, 1.0)
+    gradual = {stage: sum(factors[thaw[stage] :]) / sum(factors) for stage in stages}
+    rows = [
+        [name, *(f"{of[stage]:.2f}" for stage in stages)]
+        for name, of in (("layerwise", layerwise), ("gradual", gradual))
+    ]
+    return Table(["strategy", *stages], rows)
+
+
 def sample_rates() -> Table:
     found = by_strategy(load("rates")["rows"])
     measures = ["topic accuracy", "sentiment accuracy", "similarity kept", *(f"moved: {stage}" for stage in STAGES)]
@@ -370,15 +389,12 @@ def short_all_rows() -> Table:
 def short_freezing() -> Table:
     """Cost and result beside each other, with 1,000 rows."""
     cost = {row[0]: row[1:] for row in costs().pick(["frozen", "of nothing frozen", "memory it added (MB)"]).rows}
-    measures = ["topic accuracy", "sentiment macro recall", "stsb_test"]
-    reached = [row for row in freezing_scenarios("shipped").rows if row[0] == "1,000" and row[1] != "everything"]
-    rows = [[scenario, *cost.get(scenario, ("", "")), *cells] for _, scenario, _, *cells in reached]
-    return Table(["frozen", "time a step", "memory, MB", *measures], rows)
-
-
-def short_strategies() -> Table:
-    shown = ("uniform", "layerwise", "decay:0.9", "gradual")
-    return strategies("shipped").pick(["strategy", *MEASURES], lambda row: row[0] in shown)
+    words = {"nothing": "nothing", "the lower half": "the lower half", "the encoder": "the encoder"}
+    words |= {freezing.OUTSIDE: "everything; logistic regression"}
+    columns = ["frozen", "topic accuracy", "sentiment macro recall", "stsb_test"]
+    reached = freezing_scenarios("shipped").pick(columns, lambda row: row[0] == "1,000" and row[1] in words)
+    rows = [[words[name], *cost.get(name, ("", "")), *cells] for name, *cells in reached.rows]
+    return Table(["frozen", "time a step", "MB", "topic", "sentiment", "stsb_test"], rows)
 
 
 TABLES: Mapping[str, Callable[[], Table]] = {
@@ -410,11 +426,11 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "sweep-minilm": partial(sweep, "minilm"),
     "moved": moved,
     "gradients": gradients,
+    "rate-budget": rate_budget,
     "sample-rates": sample_rates,
     "short-similarity": short_similarity,
     "short-all-rows": short_all_rows,
     "short-freezing": short_freezing,
-    "short-strategies": short_strategies,
 }
 
 

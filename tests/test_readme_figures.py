@@ -51,7 +51,7 @@ def test_what_is_kept_and_reached_is_drawn_as_means_over_the_seeds(records):
     plt.close(figure)
     (axes,) = figure.axes
     points = [container.lines[0].get_xydata()[0].tolist() for container in axes.containers]
-    assert points == [pytest.approx([0.75, 0.7]), pytest.approx([0.76, 0.725])] * 2
+    assert points == [pytest.approx([75, 0.7]), pytest.approx([76, 0.725])] * 2
     assert axes.lines[-1].get_xdata() == [0.82, 0.82]  # before training
 
 
