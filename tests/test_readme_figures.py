@@ -52,7 +52,7 @@ def test_what_is_kept_and_reached_is_drawn_as_means_over_the_seeds(records):
     (axes,) = figure.axes
     points = [container.lines[0].get_xydata()[0].tolist() for container in axes.containers]
     assert points == [pytest.approx([75, 0.7]), pytest.approx([76, 0.725])] * 2
-    assert axes.lines[-1].get_xdata() == [0.82, 0.82]  # before training
+    assert axes.lines[-1].get_xdata() == [82.0, 82.0]  # before training
 
 
 def test_the_diagram_names_every_stage_with_its_factor(small_model):
