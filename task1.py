@@ -35,7 +35,7 @@ from common.cli import (
     within,
 )
 from common.data import SAMPLES, SentenceDataset, TrainingRows, read_scored_pairs, read_training_rows
-from common.devices import InferenceConfig, interleaved, resolve_device, share_of
+from common.devices import InferenceConfig, interleaved, share_of
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.errors import UserError
@@ -133,7 +133,9 @@ class Train(TrainingConfig):
     )
     model: str | None = option(None, "start from this encoder (default: the shipped one)", metavar="DIR")
     from_scratch: bool = option(False, "start from random weights")
-    teacher: str | None = option(None, "learn this model's embeddings (a folder or hub name)", metavar="DIR")
+    teacher: tuple[str, ...] = option(
+        (), "learn this model's embeddings (a folder or hub name); again for more", action="append", metavar="DIR"
+    )
     similarity_weight: float | None = option(
         None,
         f"with a teacher: the similarities' weight against the embeddings' (default: {SIMILARITY_WEIGHT:g})",
@@ -205,11 +207,13 @@ class Train(TrainingConfig):
             words = OBJECTIVES[rows.columns[-1]] if len(rows.columns) > 1 else SIMCSE
             return pair_objective(encoder, rows, dev), words
         sentences = SentenceDataset([(text,) for row in rows.rows for text in row], encoder.tokenizer)
-        device = resolve_device(self.device)
-        teacher, weight = load_encoder(self.teacher).to(device), self.similarity_weight
+        teachers, weight = [load_encoder(teacher) for teacher in self.teacher], self.similarity_weight
         weight = SIMILARITY_WEIGHT if weight is None else weight
-        objective = DistillationObjective(encoder.to(device), sentences, teacher, weight, dev)
-        return objective, f"distillation: embed as {self.teacher} does"
+        kept = Path(self.output).parent / "teachers"
+        objective = DistillationObjective(encoder, sentences, teachers, kept, similarity_weight=weight, dev=dev)
+        size = 2 * objective.target_width * len(sentences) / 1e6
+        words = f"embed as {' and '.join(self.teacher)} (their embeddings are kept in {kept}, up to {size:.0f} MB)"
+        return objective, f"distillation: {words}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Objectives that train a sentence encoder: pairs, scored pairs, single sentences, a teacher's embeddings.
+"""Objectives that train a sentence encoder: pairs, scored pairs, single sentences, teachers' embeddings.
 
 Their losses compare the rows of a step with each other, so they need all its embeddings at once. They follow the
 gradient cache of Gao et al. 2021 ("Scaling deep contrastive learning batch size under memory limited setup"): embed the
@@ -28,6 +28,7 @@ from common.losses import (
 )
 from common.metrics import pair_similarities, spearman
 from common.objective import RESULT_FILES, Batch, Metrics, Objective, Step
+from common.teachers import JoinedTeachers, KeptEmbeddings
 
 FITTED_SENTENCES = 1024
 RIDGE = 0.1
@@ -153,14 +154,15 @@ def pair_objective(encoder: Encoder, rows: TrainingRows, dev: TrainingRows | Non
 
 
 class DistillationObjective(SentenceObjective):
-    """Embed sentences as a teacher does, through a projection that is not part of the encoder.
+    """Embed sentences as one or more teachers do, through a projection that is not part of the encoder.
 
-    The loss is the distance of each embedding to the teacher's, and the difference of the similarities within a step.
-    The projection starts where it fits the teacher's embeddings best by ridge regression.
+    The loss is the distance of each embedding to the teachers' joined one, and the difference of the similarities
+    within a step. The projection starts where it fits the teachers' embeddings best by ridge regression.
 
     Args:
         data: single sentences.
         similarity_weight: of the similarities, against the distances.
+        kept: the folder in which the teachers' embeddings are kept.
     """
 
     tracked = ("distance", "similarity")
@@ -169,25 +171,34 @@ class DistillationObjective(SentenceObjective):
         self,
         encoder: Encoder,
         data: SentenceDataset,
-        teacher: Encoder,
+        teachers: Sequence[Encoder],
+        kept: Path,
+        *,
         similarity_weight: float = SIMILARITY_WEIGHT,
         dev: TrainingRows | None = None,
     ) -> None:
         super().__init__(encoder, data, dev)
-        self.similarity_weight, self.target_width = similarity_weight, teacher.dim
-        self._teacher, self._options = [teacher], {}  # in a list: its parameters are not the objective's
-        self.projection = nn.Parameter(fitted_projection(encoder, teacher, [row[0] for row in data.rows]))
-        self.contents |= {"the teacher": weights_digest(teacher), "the weight of the similarities": similarity_weight}
+        self.similarity_weight, self.target_width = similarity_weight, sum(teacher.dim for teacher in teachers)
+        self._teachers, self._kept = list(teachers), kept  # in a list: their parameters are not the objective's
+        self.projection = nn.Parameter(torch.zeros(self.target_width, encoder.dim))
+        self.contents |= {
+            "the teachers": [weights_digest(teacher) for teacher in teachers],
+            "the weight of the similarities": similarity_weight,
+        }
 
     def prepare(self, folder: Path, **options: Any) -> None:
-        """Put the teacher on the device; it runs with the training's options."""
-        self._teacher[0].to(self.projection.device)
-        self._options = options
+        """Join the teachers, on the device and with the training's options, and fit the projection to them."""
+        texts = [row[0] for row in self.data.rows]
+        first = range(min(len(texts), FITTED_SENTENCES))
+        with processes().main_process_first():  # the others find its files
+            kept = [KeptEmbeddings(one.to(self.encoder.device), texts, self._kept, **options) for one in self._teachers]
+            self._joined = JoinedTeachers(kept, first)
+        student = torch.from_numpy(self.encoder.encode([texts[i] for i in first], **options))
+        self.projection.data.copy_(ridge_regression(student, self._joined[first]))
 
     def targets(self, batch: Batch) -> Tensor:
-        """The teacher's embeddings of a batch's sentences: (rows, teacher dim), unit rows."""
-        texts = [self.data.rows[i][0] for i in batch["index"].tolist()]
-        return torch.from_numpy(self._teacher[0].encode(texts, **self._options))
+        """The teachers' joined embeddings of a batch's sentences: (rows, joined dim), unit rows."""
+        return self._joined[batch["index"].tolist()]
 
     def step_losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, LossSum]:
         student = embeddings[:, 0]  # (rows, dim)
@@ -198,9 +209,7 @@ class DistillationObjective(SentenceObjective):
         }
 
 
-def fitted_projection(encoder: Encoder, teacher: Encoder, texts: Sequence[str]) -> Tensor:
-    """The (teacher dim, dim) matrix that takes an encoder's embeddings of some texts nearest to its teacher's."""
-    texts = texts[:FITTED_SENTENCES]
-    student, wanted = (torch.from_numpy(e.encode(texts)) for e in (encoder, teacher))  # (texts, dim) each
-    normal = student.T @ student + RIDGE * torch.eye(encoder.dim)
+def ridge_regression(student: Tensor, wanted: Tensor) -> Tensor:
+    """The (wanted dim, dim) matrix that takes (texts, dim) embeddings nearest to (texts, wanted dim) others."""
+    normal = student.T @ student + RIDGE * torch.eye(student.size(1))
     return torch.linalg.solve(normal, student.T @ wanted).T.contiguous()

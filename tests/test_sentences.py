@@ -4,12 +4,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
 from common.data import SentenceDataset, TrainingRows
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.losses import contrastive_loss, distance_loss, ranking_loss, similarity_loss
-from common.sentences import DistillationObjective, PairObjective, fitted_projection, pair_objective
+from common.sentences import DistillationObjective, PairObjective, pair_objective, ridge_regression
 from common.train import Trainer, TrainingConfig
 from tests.conftest import TINY
 
@@ -30,6 +31,13 @@ def encoder(tiny_encoder) -> SentenceEncoder:
 def teacher(tokenizer) -> SentenceEncoder:
     torch.manual_seed(1)
     return SentenceEncoder(EncoderConfig(**{**TINY, "hidden_size": 48}), tokenizer).eval()
+
+
+@pytest.fixture
+def distillation(encoder, tmp_path):
+    """Makes the objective that embeds TEXTS as some teachers do."""
+    data = SentenceDataset([(text,) for text in TEXTS], encoder.tokenizer)
+    return lambda *teachers, **options: DistillationObjective(encoder, data, teachers, tmp_path / "kept", **options)
 
 
 def embedded(encoder, texts):
@@ -79,36 +87,36 @@ def test_near_misses_are_candidates_of_every_row(encoder, tmp_path):
     check_against(reference, contrastive_loss(*columns).mean, encoder, loss, gradients, "encoder.")
 
 
-def test_distillation_compares_the_whole_step_with_the_teacher(encoder, teacher, tmp_path):
-    data = SentenceDataset([(text,) for text in TEXTS], encoder.tokenizer)
-    objective = DistillationObjective(encoder, data, teacher, similarity_weight=3.0)
-    reference, projection = copy.deepcopy(encoder), objective.projection.detach().clone().requires_grad_()
+def test_distillation_compares_the_whole_step_with_the_teacher(distillation, encoder, teacher, tmp_path):
+    objective, reference = distillation(teacher, similarity_weight=3.0), copy.deepcopy(encoder)
+    wanted = F.normalize(torch.from_numpy(teacher.encode(TEXTS)).half().float())  # as kept on disk
+    projection = ridge_regression(torch.from_numpy(encoder.encode(TEXTS)), wanted).requires_grad_()
     loss, gradients = first_step(objective, tmp_path)
-    student, wanted = embedded(reference, TEXTS), torch.from_numpy(teacher.encode(TEXTS))
+    student = embedded(reference, TEXTS)
     expected = distance_loss(student @ projection.T, wanted).mean + 3.0 * similarity_loss(student, wanted).mean
     check_against(reference, expected, encoder, loss, gradients, "encoder.")
     torch.testing.assert_close(gradients["projection"], projection.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_the_history_tells_the_two_losses_of_distillation_apart(encoder, teacher, tmp_path):
-    data = SentenceDataset([(text,) for text in TEXTS], encoder.tokenizer)
-    objective = DistillationObjective(encoder, data, teacher)
-    (row,) = Trainer(objective, CONFIG, tmp_path).train().history
+def test_the_history_tells_the_two_losses_of_distillation_apart(distillation, teacher, tmp_path):
+    (row,) = Trainer(distillation(teacher), CONFIG, tmp_path).train().history
     assert row["train loss"] == pytest.approx(row["train distance"] + row["train similarity"], abs=1e-6)
 
 
-def test_the_teacher_is_no_part_of_what_is_trained_or_saved(encoder, teacher, tmp_path):
+def test_the_teacher_is_no_part_of_what_is_trained_or_saved(distillation, encoder, teacher, tmp_path):
     before = copy.deepcopy(teacher.state_dict())
-    objective = DistillationObjective(encoder, SentenceDataset([(text,) for text in TEXTS], encoder.tokenizer), teacher)
-    Trainer(objective, CONFIG, tmp_path).train()
+    Trainer(distillation(teacher), CONFIG, tmp_path).train()
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert SentenceEncoder.from_pretrained(tmp_path).state_dict().keys() == encoder.state_dict().keys()
 
 
-def test_the_projection_starts_as_scikit_learns_ridge_regression_of_the_teacher(encoder, teacher):
+def test_ridge_regression_is_scikit_learns(encoder, teacher):
     texts = [f"sentence {i} about {word}" for i in range(8) for word in ["apple", "river", "engine", "music"]]
-    ridge = Ridge(alpha=0.1, fit_intercept=False).fit(encoder.encode(texts), teacher.encode(texts))
-    np.testing.assert_allclose(fitted_projection(encoder, teacher, texts).numpy(), ridge.coef_, atol=1e-4)
+    student, wanted = encoder.encode(texts), teacher.encode(texts)
+    ours = ridge_regression(torch.from_numpy(student), torch.from_numpy(wanted))
+    np.testing.assert_allclose(
+        ours.numpy(), Ridge(alpha=0.1, fit_intercept=False).fit(student, wanted).coef_, atol=1e-4
+    )
 
 
 def test_a_single_sentence_is_its_own_pair_under_another_dropout(tiny_encoder, tmp_path):

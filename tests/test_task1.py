@@ -172,6 +172,19 @@ def test_distillation_brings_the_student_nearer_and_drops_the_projection(
     assert saved.state_dict().keys() == SentenceEncoder.from_pretrained(tiny_folder).state_dict().keys()
 
 
+def test_two_teachers_are_learned_from_at_once_and_kept_beside_the_output(
+    tiny_folder, tokenizer, write_csv, tmp_path, capsys
+):
+    path = write_csv("train.csv", ["text"], [[f"some text, number {i}"] for i in range(16)])
+    config = dataclasses.replace(SentenceEncoder.from_pretrained(tiny_folder).config, hidden_size=48)
+    SentenceEncoder(config, tokenizer).save_pretrained(tmp_path / "wide")
+    teachers = ["--teacher", str(tmp_path / "wide"), "--teacher", str(tiny_folder)]
+    task1.main(["train", str(path), "--model", str(tiny_folder), *teachers, "--output", str(tmp_path / "out"), *QUICK])
+    assert f"embed as {tmp_path / 'wide'} and {tiny_folder}" in capsys.readouterr().out
+    shapes = sorted(np.load(kept).shape for kept in (tmp_path / "teachers").iterdir())
+    assert shapes == [(16, 32 + 1), (16, 48 + 1)]
+
+
 def test_training_keeps_the_best_model_on_the_dev_file(tiny_folder, pairs_file, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = [
@@ -246,10 +259,10 @@ def test_resuming_from_another_model_or_teacher_is_refused(tiny_folder, tokenize
     other = SentenceEncoder(SentenceEncoder.from_pretrained(tiny_folder).config, tokenizer)
     other.save_pretrained(tmp_path / "other")
     arguments = {"files": (str(path),), "output": str(tmp_path / "o"), "model": str(tiny_folder), "device": "cpu"}
-    first = task1.Train(**arguments, teacher=str(tiny_folder))
+    first = task1.Train(**arguments, teacher=(str(tiny_folder),))
     with interrupted_at(0), pytest.raises(Interrupted):
         first.run()
-    changes = ({"model": str(tmp_path / "other")}, {"teacher": str(tmp_path / "other")}, {"similarity_weight": 2.0})
+    changes = ({"model": str(tmp_path / "other")}, {"teacher": (str(tmp_path / "other"),)}, {"similarity_weight": 2.0})
     for change in changes:
         with pytest.raises(UserError, match=f"^{next(iter(change))}: is .*, but"):
             dataclasses.replace(first, **change, resume=True).run()
