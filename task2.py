@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 
 from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
-from common.data import SAMPLES, MultiTaskDataset, read_labelled_rows, training_tasks
+from common.data import SAMPLES, LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
 from common.devices import InferenceConfig, resolve_device, resolve_precision, share_out
 from common.encoder import SentenceEncoder
 from common.errors import UserError
@@ -31,30 +31,42 @@ from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
 from common.heads import TASKS, MultiTaskModel
 from common.load import SHIPPED_WORDS, load_encoder
-from common.metrics import evaluate_tasks
+from common.metrics import judge_tasks
 from common.multitask import MultiTaskConfig, MultiTaskObjective
 from common.objective import RESULT_FILES
+from common.optim import describe
 from common.readers import STDIN, chunked, read_texts
-from common.report import heading, shorten, table, terminal_width, write_rows
+from common.report import heading, parts_table, print_classes, results_table, shorten, table, terminal_width, write_rows
 from common.train import FINE_TUNING_RATE, SCRATCH_RATE, Trainer
 
 RUN = ROOT / "runs" / "task2"
+NONE = ("none",)
+HELD_OUT, FEWEST_TO_SPLIT = 10, 100  # with fewer rows, too few would be held out to choose by
 CHUNK = 1024
 MODEL_HELP = "a trained model's folder (default: runs/task2)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(MultiTaskConfig):
-    """Train on labelled texts: every column but `text` is a task. The files may label different tasks."""
+    """Train on labelled texts: every column but the one of texts is a task. The files may label different tasks."""
 
     files: tuple[str, ...] = option(
         help=".csv, .tsv or .jsonl", positional=True, compared=False, nargs="+", metavar="FILE"
     )
     output: str = option(help="the folder for the trained model", compared=False, metavar="DIR")
+    text: str = option("text", "the column of texts", compared=False, metavar="COLUMN")
+    tasks: tuple[str, ...] = option((), "the columns that are tasks (default: all others)", type=names, metavar="A,B")
     dev: tuple[str, ...] = option(
-        (), "labelled texts to choose the best model by", compared=False, nargs="+", metavar="FILE"
+        (),
+        "labelled texts to choose the best model by; none trains on all rows and keeps the last model "
+        f"(default: one row in {HELD_OUT}, held out of the training)",
+        compared=False,
+        nargs="+",
+        metavar="FILE",
     )
-    tasks: tuple[str, ...] = option((), "the columns that are tasks (default: all but text)", type=names, metavar="A,B")
+    test: tuple[str, ...] = option(
+        (), "labelled texts to measure the best model on, once", compared=False, nargs="+", metavar="FILE"
+    )
     encoder: str | None = option(None, "start from this encoder (default: the shipped one)", metavar="DIR")
     model: str | None = option(
         None, "go on from this multi-task model: its encoder, and its heads beside new ones", metavar="DIR"
@@ -79,11 +91,9 @@ class Train(MultiTaskConfig):
         starts = {"--encoder": self.encoder, "--model": self.model, "--from-scratch": self.from_scratch}
         if len(given := [name for name, value in starts.items() if value]) > 1:
             raise UserError(f"{' and '.join(given)} each say what to start from: choose one")
-        if self.patience and not self.dev:
-            raise UserError("--patience needs --dev")
 
     def run(self) -> None:
-        rows = read_labelled_rows(self.files, self.tasks or None)
+        rows = read_labelled_rows(self.files, self.tasks or None, self.text)
         labelled = training_tasks(rows, self.tasks)
         refuse_existing(self.output, self.resume, self.overwrite)
         set_seed(self.seed)
@@ -92,27 +102,41 @@ class Train(MultiTaskConfig):
             model.encoder.cut_at(self.max_length)
         if self.dropout is not None:
             model.set_dropout(self.dropout)
-        data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
-        dev_rows = read_labelled_rows(self.dev, list(model.tasks)) if self.dev else None
-        dev = MultiTaskDataset(dev_rows, model.tasks, model.encoder.tokenizer) if dev_rows else None
+        rows, dev_rows = self.dev_rows(rows, list(model.tasks))
+        test_rows = read_labelled_rows(self.test, list(model.tasks), self.text) if self.test else None
+        data, dev, test = (
+            MultiTaskDataset(part, model.tasks, model.encoder.tokenizer) if part else None
+            for part in (rows, dev_rows, test_rows)
+        )
         frozen = model.frozen_stages(*self.freeze)
         if frozen == list(model.named_stages()) and not model.untrained:
-            self.keep_as_it_is(model, dev)
+            self.keep_as_it_is(model, {"dev": dev, "test": test})
             return
         objective = MultiTaskObjective(model, data, self, dev)
         if same_folder(self.model or self.encoder, self.output):
             del objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.encoder or self.model or SHIPPED_WORDS
         print(f"start: {start}; learning rate {self.learning_rate:g} ({self.rates}); seed {self.seed}")
-        if frozen:
-            print(f"frozen: {', '.join(frozen)}")
+        print(parts_table(describe(model, objective.rates)))
         total = self.total_steps(len(data))
         for stage, step in objective.thaw.items():
             late = "" if step < total else f", never: there are only {total} steps"
             print(f"thaws at step {step}: {stage}{late}")
         with interrupted_hint("the same command with --resume goes on from there"):
-            fit(Trainer(objective, self, self.output), self.resume, self.overwrite)
-        print(f"\n{self.output}: the model, metrics.json, history.csv, curves.png" + (", confusion.png" if dev else ""))
+            fit(Trainer(objective, self, self.output), test, self.resume, self.overwrite)
+        confusion = ", confusion.png" if dev or test else ""
+        print(f"\n{self.output}: the model, metrics.json, history.csv, curves.png{confusion}")
+
+    def dev_rows(self, rows: LabelledRows, tasks: Sequence[str]) -> tuple[LabelledRows, LabelledRows | None]:
+        """The rows to train on and the dev rows: those of --dev, or some that are held out of the others."""
+        if self.dev == NONE or (not self.dev and len(rows.texts) < FEWEST_TO_SPLIT):
+            print(f"dev rows: none; all {len(rows.texts)} are trained on, and the last model is kept")
+            return rows, None
+        if self.dev:
+            return rows, read_labelled_rows(self.dev, tasks, self.text)
+        rows, held_out = rows.hold_out(HELD_OUT, self.seed)
+        print(f"dev rows: {len(held_out.texts)} held out, {len(rows.texts)} left to train on (--dev none: all)")
+        return rows, held_out
 
     def starting_model(self, tasks: Mapping[str, Sequence[str]]) -> MultiTaskModel:
         """The model that training starts from, with a head for each of the tasks."""
@@ -121,46 +145,65 @@ class Train(MultiTaskConfig):
         encoder = SentenceEncoder() if self.from_scratch else load_encoder(self.encoder)
         return MultiTaskModel(encoder, tasks)
 
-    def keep_as_it_is(self, model: MultiTaskModel, dev: MultiTaskDataset | None) -> None:
-        """Write the model, all of which is frozen, and measure it on the dev rows."""
+    def keep_as_it_is(self, model: MultiTaskModel, asked: Mapping[str, MultiTaskDataset | None]) -> None:
+        """Write the model, all of which is frozen, and measure it."""
         if self.resume:
             raise UserError("--freeze all trains nothing, so that there is nothing to resume")
         print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
         device = resolve_device(self.device)
-        results = (
-            evaluate_tasks(model.to(device), dev, precision=resolve_precision(self.precision, device)) if dev else {}
-        )
+        results = judge_parts(model.to(device), asked, resolve_precision(self.precision, device))
         if is_main_process():
             model.save_pretrained(self.output)
             if self.overwrite:
                 remove_leftovers(self.output, (*RESULT_FILES, CHECKPOINT))
-            write_results(Path(self.output), {"command": asdict(self), "dev": results}, results)
-        if results:
-            print_results(results)
+            write_results(Path(self.output), {"command": asdict(self), **results}, results)
+        print_parts(results)
 
 
-def fit(trainer: Trainer, resume: bool = False, overwrite: bool = False) -> MultiTaskModel:
-    """Train, then write and print what came of it; gives the best model."""
+Results = dict[str, dict[str, dict[str, Any]]]  # "dev" and "test" to what `judge_tasks` gives
+
+
+def fit(
+    trainer: Trainer, test: MultiTaskDataset | None = None, resume: bool = False, overwrite: bool = False
+) -> tuple[MultiTaskModel, Results]:
+    """Train, then write and print what came of it; gives the best model and how it does."""
     objective, output = trainer.objective, trainer.output
-    data, dev, shares = objective.data, objective.dev, objective.weights or {}
+    data, shares = objective.data, objective.weights or {}
     summary = [
-        [task, data.labelled(task), shares.get(task, "learned"), shorten(", ".join(labels), 60)]
-        for task, labels in data.tasks.items()
+        [task, data.labelled(task), shares.get(task, "learned"), shorten(counted(data, task), terminal_width() - 36)]
+        for task in data.tasks
     ]
-    print(table(["task", "labelled rows", "weight", "labels"], summary))
+    print(table(["task", "labelled rows", "weight", "rows of each label"], summary))
     progress = trainer.train(resume, overwrite)
     model = MultiTaskModel.from_pretrained(output).to(trainer.device)
-    results = evaluate_tasks(model, dev, precision=trainer.precision) if dev else {}
+    results = judge_parts(model, {"dev": objective.dev, "test": test}, trainer.precision)
     if is_main_process():
         write_rows(output / "history.csv", progress.history)
         learned = [task for task in data.tasks if data.labelled(task)]
         save_figure(curves_figure(progress.history, learned), output / "curves.png")
-        write_results(output, training_record(trainer, dev=results), results)
+        write_results(output, training_record(trainer, **results), results)
     trainer.finish()
-    if results:
-        print(f"\nbest model: step {progress.best['step']}, on the dev rows")
-        print_results(results)
-    return model
+    if progress.best:
+        print(f"\nbest model: step {progress.best['step']}, by its mean macro F1 on the dev rows")
+    print_parts(results)
+    return model, results
+
+
+def counted(data: MultiTaskDataset, task: str) -> str:
+    """Each label of a task, and how many rows have it."""
+    classes = data.classes[task]
+    return ", ".join(f"{label} {classes.count(i)}" for i, label in enumerate(data.tasks[task]))
+
+
+def judge_parts(model: MultiTaskModel, asked: Mapping[str, MultiTaskDataset | None], precision: str) -> Results:
+    """How a model does on each part that there is."""
+    return {part: judge_tasks(model, data, precision=precision) for part, data in asked.items() if data}
+
+
+def print_parts(results: Results) -> None:
+    """Print the results of each part, with what its most frequent classes alone would reach."""
+    for part, found in results.items():
+        print(f"\non the {part} rows\n{results_table(found)}")
 
 
 def training_record(trainer: Trainer, **results: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,31 +213,11 @@ def training_record(trainer: Trainer, **results: Mapping[str, Any]) -> dict[str,
     return {"command": asdict(trainer.config), **progress.run, **took, **results}
 
 
-def write_results(output: Path, record: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Write `metrics.json` and, with results, `confusion.png`."""
+def write_results(output: Path, record: Mapping[str, Any], results: Results) -> None:
+    """Write `metrics.json` and, with results, `confusion.png`: of the test rows where there are any."""
     write_json(output / "metrics.json", record)
-    if results:
-        save_figure(confusion_figure(results), output / "confusion.png")
-
-
-def print_results(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each task."""
-    header = ["task", "rows", "loss", "accuracy", "macro recall", "macro F1"]
-    columns = ("rows", "loss", "accuracy", "macro_recall", "macro_f1")
-    print(table(header, [[task, *(result[name] for name in columns)] for task, result in results.items()]))
-
-
-def print_classes(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """For each task, its classes, and what they were taken for."""
-    for task, result in results.items():
-        labels = [shorten(label, 14) for label in result["classes"]]
-        rows = [
-            [label, row["rows"], row["precision"], row["recall"], row["f1"], *counts]
-            for label, row, counts in zip(labels, result["classes"].values(), result["confusion"], strict=True)
-        ]
-        header = ["class", "rows", "precision", "recall", "F1", *(f"→ {label}" for label in labels)]
-        print(f"\n{task} (right of F1: how many of the class's rows were taken for each class)")
-        print(table(header, rows))
+    if found := results.get("test") or results.get("dev"):
+        save_figure(confusion_figure(found), output / "confusion.png")
 
 
 def open_model(config: InferenceConfig, folder: str | None) -> tuple[MultiTaskModel, dict[str, Any]]:
@@ -212,17 +235,18 @@ class Evaluate(InferenceConfig):
     """Measure a model on labelled texts."""
 
     files: tuple[str, ...] = option(help="labelled texts", positional=True, nargs="+", metavar="FILE")
+    text: str = option("text", "the column of texts", metavar="COLUMN")
     json: bool = option(False, "print JSON in place of tables")
     model: str | None = option(None, MODEL_HELP, metavar="DIR")
 
     def run(self) -> None:
         model, options = open_model(self, self.model)
-        rows = read_labelled_rows(self.files, list(model.tasks))
-        results = evaluate_tasks(model, MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer), **options)
+        rows = read_labelled_rows(self.files, list(model.tasks), self.text)
+        results = judge_tasks(model, MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer), **options)
         if self.json:
             print(to_json(results))
             return
-        print_results(results)
+        print(results_table(results))
         print_classes(results)
 
 
@@ -234,8 +258,9 @@ class Predict(InferenceConfig):
         (), "texts to classify (none: --input or standard input)", positional=True, nargs="*", metavar="TEXT"
     )
     input: str | None = option(None, ".txt (a text a line), .csv, .tsv, .jsonl; - is standard input", metavar="FILE")
-    column: str = option("text", "the column to read from a table")
+    text: str = option("text", "the column of texts in a table", metavar="COLUMN")
     format: str = option("table", "of the output", choices=("table", "jsonl", "csv"))
+    probabilities: bool = option(False, "in CSV, a column for every label's probability")
     explain: bool = option(False, "show which words each task's head attended to")
     model: str | None = option(None, MODEL_HELP, metavar="DIR")
 
@@ -243,15 +268,17 @@ class Predict(InferenceConfig):
         super().__post_init__()
         if self.explain and self.format == "csv":
             raise UserError("--explain is shown by --format table and jsonl; a CSV row has no place for it")
+        if self.probabilities and self.format != "csv":
+            raise UserError("--probabilities is for --format csv; jsonl has them all, the table has the label's own")
         if self.texts and self.input:
             raise UserError("give texts, or --input FILE, not both")
 
     def run(self) -> None:
-        texts = iter(self.texts) if self.texts else read_texts(self.input or STDIN, self.column)
+        texts = iter(self.texts) if self.texts else read_texts(self.input or STDIN, self.text)
         if not self.texts:
             texts = chain([next(texts)], texts)  # a wrong file is said before a model is loaded
         model, options = open_model(self, self.model)
-        printers = {"table": print_table, "jsonl": print_jsonl, "csv": print_csv}
+        printers = {"table": print_table, "jsonl": print_jsonl, "csv": partial(print_csv, every=self.probabilities)}
         printers[self.format](model, predictions(model, texts, explain=self.explain, **options))
 
 
@@ -287,13 +314,17 @@ def print_jsonl(_: MultiTaskModel, predicted: Predictions) -> None:
         print(json.dumps({"text": text, **result}, ensure_ascii=False))
 
 
-def print_csv(model: MultiTaskModel, predicted: Predictions) -> None:
-    """For programs: text, and for each task its label and every label's probability."""
-    header = [n for task, labels in model.tasks.items() for n in (task, *(f"{task}: {label}" for label in labels))]
+def print_csv(model: MultiTaskModel, predicted: Predictions, every: bool = False) -> None:
+    """For spreadsheets: text, and for each task its label and the label's probability, or `every` label's."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns = {task: [f"{task}: {label}" for label in labels] for task, labels in model.tasks.items()}
+    header = [name for task in columns for name in (task, *(columns[task] if every else [f"{task} probability"]))]
     writer.writerow(["text", *header])
     for text, result in predicted:
-        cells = [c for r in result.values() for c in (r["label"], *(f"{p:.6f}" for p in r["probabilities"].values()))]
+        cells = []
+        for found in result.values():
+            shown = found["probabilities"].values() if every else [found["probabilities"][found["label"]]]
+            cells += [found["label"], *(f"{probability:.6f}" for probability in shown)]
         writer.writerow([text, *cells])
 
 
@@ -315,16 +346,8 @@ class Show(Config):
         objective = MultiTaskObjective(MultiTaskModel(encoder, tasks), data["train"], config, data["dev"])
         trainer = Trainer(objective, config, RUN)
         with interrupted_hint("`python task2.py` begins anew"):
-            model = fit(trainer, overwrite=True)
-
-        heading("Test")
-        results = evaluate_tasks(model, data["test"])
-        if is_main_process():
-            write_results(RUN, training_record(trainer, test=results), results)
-        print_results(results)
-        chance = ", ".join(f"{1 / len(labels):.3f} for {task}" for task, labels in tasks.items())
-        print(f"Guessing would reach an accuracy of {chance}.")
-        print_classes(results)
+            model, results = fit(trainer, data["test"], overwrite=True)
+        print_classes(results["test"])
 
         heading("Sentences it has not seen")
         print_table(model, predictions(model, read_texts(SAMPLES / "unseen.txt")))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -171,6 +172,9 @@ def _score_cell(path: str | Path, line: int, row: Row) -> float:
     return score
 
 
+NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)")
+DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})\b")
+MOST_RATINGS = 20  # different numbers that may still be labels
 UNLABELLED = -100  # torch's own mark for a row that takes no part in a cross-entropy
 
 
@@ -189,23 +193,39 @@ class LabelledRows:
         """The labels that occur for each task, sorted."""
         return {task: sorted({label for label in labels if label is not None}) for task, labels in self.labels.items()}
 
+    def pick(self, rows: Sequence[int]) -> "LabelledRows":
+        """The rows of these numbers."""
+        labels = {task: [column[i] for i in rows] for task, column in self.labels.items()}
+        return LabelledRows([self.texts[i] for i in rows], labels, [self.places[i] for i in rows])
 
-def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None = None) -> LabelledRows:
-    """Read labelled texts: every column but `text` is a task, unless `tasks` names those that are.
+    def hold_out(self, every: int, seed: int) -> tuple["LabelledRows", "LabelledRows"]:
+        """Split at random into most rows and one in `every`, with each combination of labels in its share of both."""
+        order = list(range(len(self.texts)))
+        random.Random(seed).shuffle(order)
+        order.sort(key=lambda i: [column[i] or "" for column in self.labels.values()])  # alike side by side
+        held_out = order[every // 2 :: every]
+        kept = sorted(set(order) - set(held_out))
+        return self.pick(kept), self.pick(sorted(held_out))
+
+
+def read_labelled_rows(
+    paths: Sequence[str | Path], tasks: Sequence[str] | None = None, text: str = TEXT
+) -> LabelledRows:
+    """Read labelled texts: every column but the one of texts is a task, unless `tasks` names those that are.
 
     A file need not have every task, and an empty cell is no label.
 
     Raises:
-        UserError: no `text` column, no task, an empty text, a row without any label.
+        UserError: no column of texts, no task, an empty text, a row without any label.
     """
     texts: list[str] = []
     labels: dict[str, list[str | None]] = {}
     places: list[str] = []
     for path in paths:
         found = columns_of(path)
-        if TEXT not in found:
-            raise UserError(f'{path}, line 1: no column "{TEXT}" (found: {", ".join(found)})')
-        here = [name for name in found if name != TEXT and (tasks is None or name in tasks)]
+        if text not in found:
+            raise UserError(f'{path}, line 1: no column "{text}" with texts (found: {", ".join(found)})', "text")
+        here = [name for name in found if name != text and (tasks is None or name in tasks)]
         if not here:
             wanted = "besides it" if tasks is None else f"named {' or '.join(tasks)}"
             raise UserError(f"{path}, line 1: no column {wanted} to take labels from (found: {', '.join(found)})")
@@ -215,7 +235,7 @@ def read_labelled_rows(paths: Sequence[str | Path], tasks: Sequence[str] | None 
             cells = {task: label_of(row.get(task, "")) for task in here}
             if not any(cells.values()):
                 raise UserError(f"{path}, line {line}: no label (for {' or '.join(here)})")
-            texts.append(_text_cell(path, line, row, TEXT))
+            texts.append(_text_cell(path, line, row, text))
             places.append(f"{path}, line {line}")
             for task, column in labels.items():
                 column.append(cells.get(task))
@@ -231,8 +251,8 @@ def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> di
     """The tasks to learn and their labels.
 
     Raises:
-        UserError: a task that was asked for is in no file, has no labelled row or one label only, or its cells
-            are no labels.
+        UserError: a task that was asked for is in no file, has no labelled row or one label only; the cells of one
+            that was not asked for are numbers, dates, or as many as there are rows.
     """
     for task in asked or []:
         if task not in rows.labels:
@@ -246,12 +266,20 @@ def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> di
             )
         if len(labels) == 1:
             raise UserError(f'task "{task}": every label is "{labels[0]}"; a classifier needs two or more')
-        if len(labels) > 50 and len(labels) > labelled / 2:
-            raise UserError(
-                f'column "{task}": {len(labels)} different values in {labelled} rows are no labels; '
-                "name the columns that are tasks"
-            )
+        if task not in (asked or []) and (what := what_else(labels, labelled)):
+            raise UserError(f'column "{task}" holds {what}, no labels: name the columns that are tasks', "tasks")
     return tasks
+
+
+def what_else(labels: Sequence[str], rows: int) -> str | None:
+    """What a column's different values are where they can be no labels; `rows` have one."""
+    if len(labels) > MOST_RATINGS and all(NUMBER.fullmatch(label) for label in labels):
+        return f"{len(labels)} different numbers"
+    if all(DATE.match(label) for label in labels):
+        return "dates"
+    if len(labels) == rows >= 5 or len(labels) > max(50, rows / 2):
+        return f"{len(labels)} different values in {rows} rows"
+    return None
 
 
 class MultiTaskDataset(Dataset):

@@ -11,6 +11,7 @@ from torch.optim import AdamW
 
 from common.embedding import Encoder
 from common.errors import UserError
+from common.freezing import is_frozen
 from common.heads import MultiTaskModel
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -82,6 +83,26 @@ def learning_rates(strategy: str, model: Encoder | MultiTaskModel, base_lr: floa
         known = f"there are: {STRATEGIES}; X above 0 and up to 1"
         raise UserError(f'no learning rates are called "{strategy}" ({known})', "rates")
     return {**_by_stage(model, lambda n, layers: base_lr * decay ** (layers + 1 - n)), **heads}
+
+
+def describe(model: MultiTaskModel, rates: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """What trains, bottom up: `part`, `parameters`, `rate`, `frozen` and `dropout`; like neighbours are one part.
+
+    Args:
+        rates: the peak rate of each stage, as `learning_rates` gives them.
+    """
+    lines: list[dict[str, Any]] = []
+    for name, stage in model.named_stages().items():
+        dropout = max((module.p for module in stage.modules() if isinstance(module, nn.Dropout)), default=0.0)
+        how = {"rate": (rates or {}).get(name), "frozen": is_frozen(stage), "dropout": dropout}
+        parameters = sum(parameter.numel() for parameter in stage.parameters())
+        before = lines[-1] if lines else {}
+        if before.items() >= how.items():
+            before["part"] = f"{before['part'].split(' to ')[0]} to {name}"
+            before["parameters"] += parameters
+        else:
+            lines.append({"part": name, "parameters": parameters, **how})
+    return lines
 
 
 def _by_stage(model: Encoder | MultiTaskModel, value: Callable[[int, int], Any]) -> dict[str, Any]:

@@ -49,6 +49,47 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def parts_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What trains, from what `describe` gives."""
+    rows = []
+    for line in lines:
+        how = ["frozen", ""] if line["frozen"] else [f"{line['rate']:.3g}", f"{line['dropout']:g}"]
+        rows.append([line["part"], f"{line['parameters']:,}", *how])
+    return table(["what trains", "parameters", "rate", "dropout"], rows)
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each task, and below them what its most frequent class alone would reach."""
+    lines = []
+    for task, result in results.items():
+        with_interval = {
+            name: "{:.3f} ({:.2f} to {:.2f})".format(result[name], *result["interval_95"][name])
+            for name in ("accuracy", "macro_f1")
+        }
+        cells = with_interval["accuracy"], result["macro_recall"], with_interval["macro_f1"]
+        lines.append([task, result["rows"], *cells, result["majority"]])
+    header = ["task", "rows", "accuracy (95% interval)", "macro recall", "macro F1 (95% interval)", "majority"]
+    return table(header, lines) + "\nmajority: the accuracy of taking every row for its most frequent class"
+
+
+def classes_table(result: Mapping[str, Any]) -> str:
+    """A line for each class of a task, and what its rows were taken for."""
+    labels = [shorten(label, 14) for label in result["classes"]]
+    rows = [
+        [label, row["rows"], row["precision"], row["recall"], row["f1"], *counts]
+        for label, row, counts in zip(labels, result["classes"].values(), result["confusion"], strict=True)
+    ]
+    return table(["class", "rows", "precision", "recall", "F1", *(f"→ {label}" for label in labels)], rows)
+
+
+def print_classes(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print for each task its classes, and what they were taken for."""
+    for task, result in results.items():
+        print(
+            f"\n{task} (right of F1: how many of the class's rows were taken for each class)\n{classes_table(result)}"
+        )
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """The mean, and behind ± the standard deviation where there are several values."""
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""

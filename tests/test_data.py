@@ -212,13 +212,20 @@ def test_a_number_written_with_a_point_in_one_file_is_the_same_class(write_csv, 
 
 
 LABEL_MISTAKES = {
-    "no text": (["body", "topic"], [["a", "x"]], 'no column "text" (found: body, topic)'),
+    "no text": (["body", "topic"], [["a", "x"]], 'no column "text" with texts (found: body, topic)'),
     "no task": (["text"], [["a"]], "no column besides it to take labels from"),
     "no label": (["text", "topic", "mood"], [["a", "x", "y"], ["b", "", " "]], "line 3: no label (for topic or mood)"),
     "empty text": (["text", "topic"], [["", "x"]], 'line 2: the cell "text" is empty'),
     "one class": (["text", "topic"], [["a", "x"], ["b", "x"]], 'task "topic": every label is "x"'),
     "unlabelled": (["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]], 'task "mood": no row has a label'),
-    "an id": (["text", "id"], [["a", i] for i in range(60)], 'column "id": 60 different values in 60 rows'),
+    "an id": (["text", "id"], [["a", f"r{i}"] for i in range(5)], 'column "id" holds 5 different values in 5 rows'),
+    "prose": (["text", "why"], [["a", f"w {i // 2}"] for i in range(120)] + [["a", "x"]], '"why" holds 61 different'),
+    "prices": (
+        ["text", "price"],
+        [["a", f"{i}.5"] for i in range(21)] * 9,
+        'column "price" holds 21 different numbers',
+    ),
+    "dates": (["text", "day"], [["a", f"2026-11-{i:02} 10:00"] for i in (1, 2)] * 9, 'column "day" holds dates'),
 }
 
 
@@ -319,3 +326,41 @@ def test_plain_text_beside_a_table_with_another_text_column_trains_together(orde
     paths = [tmp_path / "a.txt", write_csv("b.csv", ["body", "id"], [["three", 1]])]
     read = read_training_rows([paths[i] for i in order], column="body")
     assert sorted(read.rows) == [("one",), ("three",), ("two",)]
+
+
+def test_a_column_that_is_named_is_a_task_whatever_it_holds(write_csv):
+    path = write_csv("a.csv", ["text", "year"], [["a", year] for year in range(2000, 2025)])
+    assert len(training_tasks(read_labelled_rows([path]), ["year"])["year"]) == 25
+
+
+def test_ratings_are_labels(write_csv):
+    path = write_csv("a.csv", ["text", "stars"], [["a", stars] for stars in range(1, 11)] * 3)
+    assert len(training_tasks(read_labelled_rows([path]))["stars"]) == 10
+
+
+LABELS = {"topic": ["x"] * 100 + ["y"] * 40 + [None] * 20, "mood": ["good", "bad"] * 80}
+MANY = LabelledRows([f"text {i}" for i in range(160)], LABELS, [f"line {i}" for i in range(160)])
+
+
+def test_rows_held_out_have_every_combination_of_labels_in_its_share():
+    kept, held_out = MANY.hold_out(10, seed=0)
+    assert sorted([*kept.texts, *held_out.texts]) == sorted(MANY.texts)
+    counts = Counter(zip(*held_out.labels.values(), strict=True))
+    assert counts == {
+        ("x", "good"): 5,
+        ("x", "bad"): 5,
+        ("y", "good"): 2,
+        ("y", "bad"): 2,
+        (None, "good"): 1,
+        (None, "bad"): 1,
+    }
+
+
+def test_rows_held_out_keep_their_labels_and_are_a_function_of_the_seed():
+    kept, held_out = MANY.hold_out(10, seed=0)
+    assert MANY.hold_out(10, seed=0) == (kept, held_out)
+    assert MANY.hold_out(10, seed=1)[1].texts != held_out.texts
+    for part in (kept, held_out):
+        for text, mood, place in zip(part.texts, part.labels["mood"], part.places, strict=True):
+            number = int(text.split()[1])
+            assert (mood, place) == (LABELS["mood"][number], f"line {number}")

@@ -20,6 +20,7 @@ from common.heads import MultiTaskModel
 from common.metrics import (
     bootstrap_interval,
     classification_metrics,
+    confusion_intervals,
     evaluate_tasks,
     pair_similarities,
     pearson,
@@ -149,3 +150,23 @@ def test_a_model_is_measured_on_the_labelled_rows_of_each_task(model, batch_toke
 
 def test_a_task_without_labels_is_not_measured(model):
     assert set(evaluate_tasks(model, labelled(model, mood=["bad", "good"] * 4))) == {"mood"}
+
+
+def test_the_interval_of_accuracy_is_the_binomial_one():
+    low, high = confusion_intervals([[80, 20], [10, 90]])["accuracy"]
+    expected = scipy.stats.binomtest(170, 200).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_intervals_of_macro_measures_are_those_of_rows_drawn_again():
+    confusion, draw = np.array([[30, 5, 0], [4, 10, 2], [1, 1, 3]]), np.random.default_rng(1)
+    truth, predicted = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
+    found = {"macro_recall": [], "macro_f1": []}
+    for _ in range(1000):
+        rows = draw.integers(len(truth), size=len(truth))
+        metrics = classification_metrics(truth[rows], predicted[rows], list("abc"))
+        for name, values in found.items():
+            values.append(metrics[name])
+    intervals = confusion_intervals(confusion)
+    for name, values in found.items():
+        assert intervals[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)

@@ -9,6 +9,7 @@ from common.heads import MultiTaskModel
 from common.optim import (
     SCHEDULES,
     build_optimizer,
+    describe,
     layerwise_formulas,
     layerwise_learning_rates,
     learning_rates,
@@ -238,3 +239,17 @@ def test_the_schedule_is_torchs_own(kind, warmup, total):
         assert schedule_factor(kind, step, warmup, total) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         scheduler.step()
+
+
+def test_what_trains_is_described_with_like_neighbours_as_one_part(tiny_encoder):
+    model = MultiTaskModel(tiny_encoder, {"topic": ["x", "y"]})
+    model.freeze("stages:0-1")
+    lines = describe(model, learning_rates("uniform", model, 0.01))
+    assert [(line["part"], line["frozen"], line["rate"]) for line in lines] == [
+        ("embeddings to layer 1", True, 0.01),
+        ("layer 2", False, 0.01),
+        ("topic head 1 to topic head 2", False, 0.01),
+        ("topic head 3", False, 0.01),
+    ]
+    assert sum(line["parameters"] for line in lines) == sum(p.numel() for p in model.parameters())
+    assert [line["dropout"] for line in lines] == [0.1, 0.1, 0.0, 0.1]

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -259,11 +260,66 @@ def test_evaluate_shows_each_class_in_a_table(trained, labelled, capsys):
 
 def test_predict_streams_a_file_as_csv_with_all_probabilities(trained, labelled, capsys, monkeypatch):
     monkeypatch.setattr(task2, "CHUNK", 5)
-    task2.main(["predict", "--input", str(labelled), "--model", str(trained), "--format", "csv"])
+    arguments = ["predict", "--input", str(labelled), "--model", str(trained), "--format", "csv"]
+    task2.main([*arguments, "--probabilities"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["text"] for row in rows] == [row[0] for row in ROWS]
     for row in rows:
         assert sum(float(row[f"mood: {label}"]) for label in MOODS) == pytest.approx(1, abs=1e-5)
+    task2.main(arguments)
+    for short, row in zip(csv.DictReader(io.StringIO(capsys.readouterr().out)), rows, strict=True):
+        assert list(short) == ["text", "topic", "topic probability", "mood", "mood probability"]
+        assert short["mood probability"] == row[f"mood: {short['mood']}"]
+
+
+def test_a_tenth_of_the_rows_is_held_out_to_choose_by(write_csv, tiny_folder, tmp_path, capsys):
+    rows = [[f"text number {i}", "often" if i % 4 else "seldom"] for i in range(200)]
+    arguments = ["train", str(write_csv("a.csv", ["text", "how"], rows)), "--encoder", str(tiny_folder), *QUICK]
+    task2.main([*arguments, "--output", str(tmp_path / "o")])
+    assert "dev rows: 20 held out, 180 left to train on" in capsys.readouterr().out
+    dev = json.loads((tmp_path / "o" / "metrics.json").read_text())["dev"]["how"]
+    assert {label: row["rows"] for label, row in dev["classes"].items()} == {"often": 15, "seldom": 5}
+    task2.main([*arguments, "--dev", "none", "--output", str(tmp_path / "all")])
+    assert "all 200 are trained on" in capsys.readouterr().out
+    assert "dev" not in json.loads((tmp_path / "all" / "metrics.json").read_text())
+
+
+def test_test_rows_are_measured_once_at_the_end(labelled, write_csv, tiny_folder, tmp_path, capsys):
+    test = write_csv("test.csv", ["text", "topic", "mood"], ROWS[:6])
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--test", str(test), *QUICK]
+    task2.main([*arguments, "--output", str(tmp_path / "o")])
+    assert "on the test rows\n" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert metrics["test"]["topic"]["rows"] == 6
+    assert metrics["test"] == json.loads(json.dumps(evaluated(tmp_path / "o", test, capsys)))
+
+
+def evaluated(folder, path, capsys):
+    """What `evaluate` says of a model."""
+    task2.main(["evaluate", str(path), "--model", str(folder), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_texts_are_read_from_the_column_that_is_named(write_csv, tiny_folder, tmp_path, capsys):
+    rows = [[topic, text, mood] for text, topic, mood in ROWS]
+    path = write_csv("a.csv", ["topic", "body", "mood"], rows)
+    output = str(tmp_path / "o")
+    task2.main(["train", str(path), "--text", "body", "--encoder", str(tiny_folder), "--output", output, *QUICK])
+    capsys.readouterr()
+    task2.main(["evaluate", str(path), "--text", "body", "--model", output, "--json"])
+    assert set(json.loads(capsys.readouterr().out)) == {"topic", "mood"}
+    task2.main(["predict", "--input", str(path), "--text", "body", "--model", output, "--format", "jsonl"])
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] == ROWS[0][0]
+
+
+def test_what_trains_is_shown_before_it_does(labelled, tiny_folder, tmp_path, capsys):
+    options = ["--freeze", "stages:0", "--rates", "layerwise", "--learning-rate", "1e-3", "--dropout", "0.3"]
+    task2.main(
+        ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK, *options]
+    )
+    said = capsys.readouterr().out
+    assert re.search(r"^embeddings +[\d,]+ +frozen$", said, re.M)
+    assert re.search(r"^layer 2 +[\d,]+ +0\.001 +0\.3$", said, re.M)
 
 
 def test_predict_reads_standard_input_when_given_nothing_else(trained, capsys, monkeypatch):
@@ -325,7 +381,7 @@ MISTAKES = {
     ),
     "patience without dev": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--patience", "2"],
-        "--patience needs --dev",
+        "--patience: needs a dev set to evaluate on",
     ),
     "two starts from folders": (
         ["train", "{data}", "--output", "o", "--encoder", "x", "--model", "y"],
