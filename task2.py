@@ -31,7 +31,7 @@ from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
 from common.heads import TASKS, MultiTaskModel
 from common.load import SHIPPED_WORDS, load_encoder
-from common.metrics import judge_tasks
+from common.metrics import calibrate, judge_tasks
 from common.multitask import MultiTaskConfig, MultiTaskObjective
 from common.objective import RESULT_FILES
 from common.optim import describe
@@ -176,8 +176,11 @@ def fit(
     print(table(["task", "labelled rows", "weight", "rows of each label"], summary))
     progress = trainer.train(resume, overwrite)
     model = MultiTaskModel.from_pretrained(output).to(trainer.device)
+    if objective.dev:
+        calibrate(model, objective.dev, precision=trainer.precision)
     results = judge_parts(model, {"dev": objective.dev, "test": test}, trainer.precision)
     if is_main_process():
+        model.write_tasks(output)
         write_rows(output / "history.csv", progress.history)
         learned = [task for task in data.tasks if data.labelled(task)]
         save_figure(curves_figure(progress.history, learned), output / "curves.png")

@@ -15,7 +15,7 @@ from common.batching import token_budget_batches
 from common.devices import autocast
 from common.embedding import BATCH_TOKENS, Encoder, evaluating
 from common.errors import UserError
-from common.files import atomic_folder
+from common.files import atomic_folder, write_json
 from common.folders import model_folder
 from common.freezing import frozen_stages
 from common.load import load_encoder
@@ -92,6 +92,7 @@ class MultiTaskModel(nn.Module):
 
     Attributes:
         untrained: the tasks whose heads are new.
+        temperatures: what each task's logits are divided by before they become probabilities (common/calibration.py).
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class MultiTaskModel(nn.Module):
         attention_heads = attention_heads or getattr(getattr(encoder, "config", None), "num_attention_heads", 8)
         self.attention_heads = attention_heads
         self.untrained = set(self.tasks)
+        self.temperatures = dict.fromkeys(self.tasks, 1.0)
         self.heads = nn.ModuleDict(
             {head_key(task): TaskHead(encoder.dim, len(labels), attention_heads) for task, labels in self.tasks.items()}
         )
@@ -123,6 +125,7 @@ class MultiTaskModel(nn.Module):
         model = MultiTaskModel(self.encoder, {**self.tasks, **new}, self.attention_heads)
         model.heads.update(self.heads)
         model.untrained = self.untrained | set(new)
+        model.temperatures |= self.temperatures
         return model
 
     def head(self, task: str) -> TaskHead:
@@ -182,6 +185,10 @@ class MultiTaskModel(nn.Module):
             attention={task: attention for task, (_, attention) in results.items()},
         )
 
+    def probabilities(self, task: str, logits: Tensor) -> Tensor:
+        """What a task's (rows, classes) logits say of each class: rows that add up to 1."""
+        return (logits.float() / self.temperatures[task]).softmax(dim=-1)
+
     def logits(
         self, items: Sequence[Mapping[str, Any]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
     ) -> dict[str, Tensor]:
@@ -231,7 +238,7 @@ class MultiTaskModel(nn.Module):
         results: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
         for indices, output in self._batches([{"ids": row} for row in rows], batch_tokens, precision):
             for task, labels in self.tasks.items():
-                probabilities = output.logits[task].float().softmax(dim=-1).tolist()
+                probabilities = self.probabilities(task, output.logits[task]).tolist()
                 for place, i in enumerate(indices):
                     by_label = dict(zip(labels, probabilities[place], strict=True))
                     results[i][task] = {"label": max(by_label, key=by_label.get), "probabilities": by_label}
@@ -251,8 +258,16 @@ class MultiTaskModel(nn.Module):
         with atomic_folder(folder) as temporary:
             self.encoder.write_folder(temporary)
             save_file({name: tensor.cpu() for name, tensor in self.heads.state_dict().items()}, temporary / HEADS)
-            tasks = {"tasks": self.tasks, "attention_heads": self.attention_heads}
-            (temporary / TASKS).write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            self.write_tasks(temporary)
+
+    def write_tasks(self, folder: Path) -> None:
+        """Write `tasks.json`, which is all of a saved model but its weights, into an existing folder."""
+        described = {
+            "tasks": self.tasks,
+            "attention_heads": self.attention_heads,
+            "temperatures": self.temperatures,
+        }
+        write_json(folder / TASKS, described)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "MultiTaskModel":
@@ -269,6 +284,7 @@ class MultiTaskModel(nn.Module):
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
             model = cls(encoder, described["tasks"], described["attention_heads"])
             model.heads.load_state_dict(load_file(folder / HEADS))
+            model.temperatures = {task: float(described["temperatures"][task]) for task in model.tasks}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None

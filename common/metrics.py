@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from common.calibration import calibration_error, fitted_temperature
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import share_out
 from common.embedding import BATCH_TOKENS, Encoder
@@ -111,26 +113,40 @@ def judge_tasks(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -
 def evaluate_tasks(
     model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
 ) -> dict[str, dict[str, Any]]:
-    """How a model does on each task that has labels in the data: `rows`, `loss` (mean cross-entropy), and the metrics.
+    """How a model does on each task that has labels in the data.
 
-    The processes share the work, and each has all the results.
+    `rows`, `loss` (mean cross-entropy), `calibration_error`, and what `classification_metrics` gives. The processes
+    share the work, and each has all the results.
     """
+    results = {}
+    for task, (logits, truth) in labelled_logits(model, data, batch_tokens, precision).items():
+        results[task] = {
+            "rows": len(truth),
+            "loss": F.cross_entropy(logits / model.temperatures[task], truth).item(),
+            "calibration_error": calibration_error(model.probabilities(task, logits), truth),
+            **classification_metrics(truth.tolist(), logits.argmax(dim=-1).tolist(), data.tasks[task]),
+        }
+    return results
+
+
+def calibrate(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -> None:
+    """Fit the temperature of each task that has labels in the data, which the model must not have been trained on."""
+    for task, (logits, truth) in labelled_logits(model, data, **options).items():
+        model.temperatures[task] = fitted_temperature(logits, truth)
+
+
+def labelled_logits(
+    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each task that has labels in the data, those rows' (rows, classes) logits and (rows,) classes."""
 
     def logits_of(rows: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
         logits = model.logits([data[i] for i in rows], batch_tokens, precision)
         return list(zip(*(values.numpy() for values in logits.values()), strict=True))
 
-    by_row = share_out(logits_of, range(len(data)))
-    results = {}
-    for number, (task, labels) in enumerate(data.tasks.items()):
+    by_row, found = share_out(logits_of, range(len(data))), {}
+    for number, task in enumerate(data.tasks):
         truth = torch.tensor(data.classes[task])
-        known = (truth != UNLABELLED).nonzero().flatten().tolist()
-        if known:
-            logits = torch.tensor(np.stack([by_row[i][number] for i in known]))  # (rows, classes)
-            truth = truth[known]  # (rows,)
-            results[task] = {
-                "rows": len(known),
-                "loss": F.cross_entropy(logits, truth).item(),
-                **classification_metrics(truth.tolist(), logits.argmax(dim=-1).tolist(), labels),
-            }
-    return results
+        if known := (truth != UNLABELLED).nonzero().flatten().tolist():
+            found[task] = torch.tensor(np.stack([by_row[i][number] for i in known])), truth[known]
+    return found

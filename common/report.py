@@ -63,13 +63,16 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for task, result in results.items():
         with_interval = {
-            name: "{:.3f} ({:.2f} to {:.2f})".format(result[name], *result["interval_95"][name])
+            name: "{:.3f} ({:.2f}-{:.2f})".format(result[name], *result["interval_95"][name])
             for name in ("accuracy", "macro_f1")
         }
         cells = with_interval["accuracy"], result["macro_recall"], with_interval["macro_f1"]
-        lines.append([task, result["rows"], *cells, result["majority"]])
-    header = ["task", "rows", "accuracy (95% interval)", "macro recall", "macro F1 (95% interval)", "majority"]
-    return table(header, lines) + "\nmajority: the accuracy of taking every row for its most frequent class"
+        lines.append([task, result["rows"], *cells, result["majority"], result["calibration_error"]])
+    header = ["task", "rows", "accuracy (95%)", "macro recall", "macro F1 (95%)", "majority", "ECE"]
+    return (
+        f"{table(header, lines)}\nmajority: the accuracy of always saying the most frequent class; "
+        "ECE: how far probabilities are from the share that is right"
+    )
 
 
 def classes_table(result: Mapping[str, Any]) -> str:
