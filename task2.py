@@ -141,7 +141,11 @@ class Train(MultiTaskConfig):
     def starting_model(self, tasks: Mapping[str, Sequence[str]]) -> MultiTaskModel:
         """The model that training starts from, with a head for each of the tasks."""
         if self.model:
-            return MultiTaskModel.from_pretrained(self.model).with_tasks(tasks)
+            trained = MultiTaskModel.from_pretrained(self.model)
+            for task, labels in trained.tasks.items():
+                if new := [label for label in tasks.get(task, []) if label not in labels]:
+                    print(f"new labels: {', '.join(new)}, beside the {len(labels)} that {task} has learned")
+            return trained.with_tasks(tasks)
         encoder = SentenceEncoder() if self.from_scratch else load_encoder(self.encoder)
         return MultiTaskModel(encoder, tasks)
 

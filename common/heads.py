@@ -70,6 +70,14 @@ class TaskHead(nn.Module):
         """The layers that have parameters, in order from the encoder, dropout with the one that reads it."""
         return [self.norm, self.attention, nn.ModuleList([self.dropout, self.classifier])]
 
+    @torch.no_grad()
+    def grow_from(self, smaller: "TaskHead") -> None:
+        """Take over a head with fewer classes, which become the first of this one's; the others stay as they are."""
+        classes = smaller.classifier.out_features
+        self.norm, self.attention, self.dropout = smaller.norm, smaller.attention, smaller.dropout
+        self.classifier.weight[:classes] = smaller.classifier.weight
+        self.classifier.bias[:classes] = smaller.classifier.bias
+
     def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, dim) states and (batch, length) mask to (batch, classes) and (batch, length) attention."""
         attended, attention = self.attention(self.norm(states), attention_mask)
@@ -111,20 +119,21 @@ class MultiTaskModel(nn.Module):
         )
 
     def with_tasks(self, tasks: Mapping[str, Sequence[str]]) -> "MultiTaskModel":
-        """The same encoder and heads, with a new head for each task that has none yet.
+        """The same encoder and heads, with a new head for each task that has none yet, and room for new labels.
 
-        Raises:
-            UserError: a label that a head there is has not learned.
+        Old labels keep their order and their weights; `untrained` names the heads with something new.
         """
-        for task, labels in self.tasks.items():
-            if unknown := [label for label in tasks.get(task, []) if label not in labels]:
-                raise UserError(
-                    f'task "{task}": the model knows no label "{unknown[0]}" (it knows: {", ".join(labels)})'
-                )
+        grown = {
+            task: [*labels, *(x for x in tasks.get(task, []) if x not in labels)] for task, labels in self.tasks.items()
+        }
         new = {task: labels for task, labels in tasks.items() if task not in self.tasks}
-        model = MultiTaskModel(self.encoder, {**self.tasks, **new}, self.attention_heads)
-        model.heads.update(self.heads)
-        model.untrained = self.untrained | set(new)
+        model = MultiTaskModel(self.encoder, {**grown, **new}, self.attention_heads)
+        for task, labels in self.tasks.items():
+            if grown[task] == labels:
+                model.heads[head_key(task)] = self.head(task)
+            else:
+                model.head(task).grow_from(self.head(task))
+        model.untrained = self.untrained | {task for task in model.tasks if model.tasks[task] != self.tasks.get(task)}
         model.temperatures |= self.temperatures
         return model
 

@@ -214,7 +214,9 @@ def refuse_untrainable(model: MultiTaskModel, data: MultiTaskDataset) -> None:
     """UserError where a new head is frozen, or where nothing that trains has labels to learn from."""
     heads = {task: all(map(is_frozen, model.head_stages(task).values())) for task in model.tasks}
     if new := [task for task, frozen in heads.items() if frozen and task in model.untrained]:
-        raise UserError(f"the new head of {', '.join(new)} would stay at random: start from a trained model", "freeze")
+        raise UserError(
+            f"the head of {', '.join(new)} is new, or has new labels: frozen, it would stay at random", "freeze"
+        )
     encoder_trains = not all(map(is_frozen, model.encoder.stages()))
     learning = [task for task, frozen in heads.items() if data.labelled(task) and (encoder_trains or not frozen)]
     if not learning:

@@ -208,9 +208,15 @@ def test_with_an_added_task_the_new_head_is_untrained_beside_those_that_were(mod
     assert model.untrained == untrained
 
 
-def test_a_label_that_a_head_has_not_learned_cannot_be_added(model):
-    with pytest.raises(UserError, match=r'"topic": the model knows no label "Art" \(it knows: Science, Sports\)'):
-        model.with_tasks({"topic": ["Sports", "Art"]})
+def test_a_head_grows_by_new_labels_and_says_of_the_old_ones_what_it_did(model):
+    model.untrained = set()
+    more = model.with_tasks({"topic": ["Art", "Sports"]}).eval()
+    assert more.tasks == {**TASKS, "topic": ["Science", "Sports", "Art"]}
+    assert more.untrained == {"topic"}
+    before, after = model(*batch_of(model)), more(*batch_of(model))
+    assert torch.equal(before["topic"], after["topic"][:, :2])
+    assert torch.equal(before["sentiment"], after["sentiment"])
+    assert after["topic"].shape == (3, 3)
 
 
 def test_every_parameter_of_a_model_is_in_exactly_one_stage(model):

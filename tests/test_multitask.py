@@ -321,7 +321,7 @@ def test_a_frozen_head_still_teaches_the_encoder(still, tmp_path):
 
 
 def test_a_new_head_that_would_never_train_is_refused(ours, tmp_path):
-    with pytest.raises(UserError, match="freeze: the new head of topic would stay at random"):
+    with pytest.raises(UserError, match="freeze: the head of topic is new"):
         trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
 
 
