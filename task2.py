@@ -114,6 +114,8 @@ class Train(MultiTaskConfig):
             return
         objective = MultiTaskObjective(model, data, self, dev)
         if same_folder(self.model or self.encoder, self.output):
+            if self.keep_similarity:
+                raise UserError("--keep-similarity holds on to the start, which --output would replace")
             del objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.encoder or self.model or SHIPPED_WORDS
         print(f"start: {start}; learning rate {self.learning_rate:g} ({self.rates}); seed {self.seed}")

@@ -285,7 +285,7 @@ def what_else(labels: Sequence[str], rows: int) -> str | None:
 class MultiTaskDataset(Dataset):
     """Texts as token ids, each with a class for every task or the mark of a missing label.
 
-    An item is {"ids", "labels" (a class or UNLABELLED for each task, in their order), "length"}.
+    An item is {"index", "ids", "labels" (a class or UNLABELLED for each task, in their order), "length"}.
 
     Raises:
         UserError: a label that is none of its task's (the message says where); none of the tasks has a label.
@@ -315,7 +315,7 @@ class MultiTaskDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         labels = [classes[index] for classes in self.classes.values()]
-        return {"ids": self.ids[index], "labels": labels, "length": self.lengths[index]}
+        return {"index": index, "ids": self.ids[index], "labels": labels, "length": self.lengths[index]}
 
     def labelled(self, task: str) -> int:
         """How many rows have a label for a task."""
@@ -326,7 +326,10 @@ class MultiTaskDataset(Dataset):
         return digest(self.ids, self.classes, self.tasks)
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch: `input_ids` and `attention_mask` (rows, length), `labels` (rows, tasks) with UNLABELLED gaps."""
+        """A batch: `input_ids` and `attention_mask` (rows, length), `labels` (rows, tasks) with UNLABELLED gaps.
+
+        `index` (rows,) says which rows of the data set these are.
+        """
         input_ids, attention_mask = self.tokenizer.pad([item["ids"] for item in items])
-        labels = torch.tensor([item["labels"] for item in items])
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        index, labels = (torch.tensor([item[name] for item in items]) for name in ("index", "labels"))
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "index": index, "labels": labels}

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -12,11 +14,11 @@ from torch.nn.utils import get_total_norm
 from common.checkpoint import START, weights_digest
 from common.cli import at_least, option
 from common.data import UNLABELLED, MultiTaskDataset
-from common.devices import sum_over_processes
+from common.devices import share_out, sum_over_processes
 from common.errors import UserError
 from common.freezing import gradual_unfreezing, is_frozen
 from common.heads import MultiTaskModel
-from common.losses import balanced_class_weights, complete_weights, task_loss, uncertainty_weighted
+from common.losses import balanced_class_weights, complete_weights, distance_loss, task_loss, uncertainty_weighted
 from common.metrics import evaluate_tasks
 from common.objective import Batch, Metrics, Objective, Step
 from common.optim import STRATEGIES, learning_rates
@@ -76,6 +78,12 @@ class MultiTaskConfig(TrainingConfig):
         metavar="gradual[:EPOCHS]",
     )
     rates: str = option("uniform", STRATEGIES, metavar="STRATEGY")
+    keep_similarity: float = option(
+        0.0,
+        "hold the embeddings of the training texts to those of the start, with this weight against the tasks' loss",
+        check=at_least(0),
+        metavar="WEIGHT",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +96,9 @@ class MultiTaskObjective(Objective):
 
     With a dev set the model kept is the one with the highest macro F1, averaged over the tasks. What
     `config.freeze` names is frozen on top of what `model.freeze` froze. With the whole encoder frozen its token states
-    are computed once, before training.
+    are computed once, before training. `config.keep_similarity` adds the distance of each text's embedding to the one
+    that the starting encoder gives it, so that what is trained still serves to compare texts: learning without
+    forgetting (Li & Hoiem 2017) of similarity.
 
     Args:
         watch: keep the length of each stage's gradient, before clipping, at every step.
@@ -116,7 +126,12 @@ class MultiTaskObjective(Objective):
         model.freeze(*config.freeze)
         refuse_untrainable(model, data)
         self.thaw = self._thaw(config)
+        self.keep_similarity, self.start = config.keep_similarity, None
         self.tracked = tuple(f"{task} {name}" for task in tasks for name in ("loss", "accuracy"))
+        if self.keep_similarity:
+            if all(map(is_frozen, model.encoder.stages())):
+                raise UserError("needs an encoder that is not all frozen", "keep_similarity")
+            self.tracked += ("distance",)
         dev_digest = dev.digest() if dev else None
         self.contents = {START: weights_digest(model), "the dev rows": dev_digest, "the file of rates": self.rates}
         self._texts = data, dev
@@ -137,34 +152,43 @@ class MultiTaskObjective(Objective):
         return self.model.named_stages()
 
     def prepare(self, folder: Path, **options: Any) -> None:
-        """With the whole encoder frozen, let its token states stand in for the texts."""
+        """Compute once what the starting encoder says: all token states where it is frozen, or what is to be kept."""
         self.data, self.dev = self._texts
+        if self.keep_similarity:
+            embeddings = share_out(partial(self.model.encoder.encode, **options), self.data.texts)
+            self.start = torch.from_numpy(np.asarray(embeddings))  # (rows, dim)
         if all(map(is_frozen, self.model.encoder.stages())):
             sets = [data for data in self._texts if data is not None]
             with_states = frozen_data(sets, self.model.encoder, folder, options)
             self.data, self.dev = with_states if self.dev else (with_states[0], None)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch of MultiTaskDataset to each task's (rows, classes) logits.
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """A batch of MultiTaskDataset to each task's (rows, classes) logits, and the (rows, dim) embeddings to be kept.
 
         `states` (rows, length, dim) in the batch stand in for a pass through the encoder.
         """
-        states = batch.get("states")
+        states, mask = batch.get("states"), batch["attention_mask"]
         if states is None:
-            states = self.model.encoder.token_states(batch["input_ids"], batch["attention_mask"])
-        return self.model.classify(states, batch["attention_mask"]).logits
+            states = self.model.encoder.token_states(batch["input_ids"], mask)
+        embeddings = None if self.start is None else self.model.encoder.embed_states(states, mask)
+        return self.model.classify(states, mask).logits, embeddings
 
     def losses(self, step: Step) -> Iterator[Tensor]:
         """Each batch's part of the weighted sum of the tasks' means over the whole step."""
         device = self.model.encoder.device
-        counts = torch.zeros(len(self.model.tasks), device=device)  # labelled rows of each task in the step
+        counts = torch.zeros(
+            len(self.model.tasks) + 1, device=device
+        )  # labelled rows of each task in the step, and all
         for batch in step.batches:
-            counts += (batch["labels"] != UNLABELLED).sum(dim=0)
+            counts[:-1] += (batch["labels"] != UNLABELLED).sum(dim=0)
+            counts[-1] += len(batch["labels"])
         sum_over_processes(counts)
+        *labelled, rows = counts.tolist()
         for number, batch in enumerate(step.batches):
+            by_task, embeddings = step.forward(number)
             part = torch.zeros((), device=device)
             for task, logits, labels, count in zip(
-                self.model.tasks, step.forward(number).values(), batch["labels"].T, counts.tolist(), strict=True
+                self.model.tasks, by_task.values(), batch["labels"].T, labelled, strict=True
             ):
                 weights = self.class_weights.get(task)
                 loss = task_loss(logits.float(), labels, None if weights is None else weights.to(device))
@@ -173,6 +197,10 @@ class MultiTaskObjective(Objective):
                     right = (logits.argmax(dim=-1) == labels).sum()
                     step.track(f"{task} loss", loss.total.detach(), loss.count)
                     step.track(f"{task} accuracy", right, loss.count)
+            if embeddings is not None:
+                distance = distance_loss(embeddings, self.start[batch["index"].cpu()].to(device))
+                part = part + self.keep_similarity * distance.total / rows
+                step.track("distance", distance.total.detach(), distance.count)
             step.track("loss", part.detach())
             yield part
 
@@ -198,6 +226,8 @@ class MultiTaskObjective(Objective):
     def describe(self, row: Mapping[str, Any]) -> str:
         """A row of the history: one line for each task."""
         lines, width = [f"step {row['step']}: training loss {row['train loss']:.3f}"], max(map(len, self.model.tasks))
+        if "train distance" in row:
+            lines[0] += f", distance from the start's embeddings {row['train distance']:.3f}"
         for task in self.model.tasks:
             shown = [
                 f"{where} {word} {row[key]:.3f}"

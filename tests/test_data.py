@@ -159,7 +159,7 @@ def gaps(write_csv, tokenizer) -> MultiTaskDataset:
 
 
 def test_missing_labels_are_marked(gaps, tokenizer):
-    assert gaps[0] == {"ids": tokenizer(["one"])[0], "labels": [1, UNLABELLED], "length": 3}
+    assert gaps[0] == {"index": 0, "ids": tokenizer(["one"])[0], "labels": [1, UNLABELLED], "length": 3}
     assert gaps.collate([gaps[1], gaps[2]])["labels"].tolist() == [[UNLABELLED, 0], [0, 1]]
     assert gaps.labelled("mood") == 2
 

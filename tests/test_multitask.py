@@ -392,3 +392,51 @@ def test_unfreezing_is_gradual_with_or_without_epochs(text):
 def test_learned_weights_and_given_ones_exclude_each_other():
     with pytest.raises(UserError, match="task_weight: the weights of the tasks are learned"):
         MultiTaskConfig(balance="uncertainty", task_weight=(("topic", 0.5),))
+
+
+def test_keeping_similarity_adds_the_mean_distance_from_the_starts_embeddings(still, tmp_path, monkeypatch):
+    noise, prepare = 0.3 * torch.randn(len(TEXTS), still.encoder.dim), MultiTaskObjective.prepare
+
+    def prepare_elsewhere(self, *arguments, **options):  # at the start itself the distance and its gradient are 0
+        prepare(self, *arguments, **options)
+        self.start += noise
+
+    monkeypatch.setattr(MultiTaskObjective, "prepare", prepare_elsewhere)
+    reference = copy.deepcopy(still).eval()
+    start = torch.from_numpy(reference.encoder.encode(TEXTS)) + noise
+    row, gradients = one_step(still, tmp_path, keep_similarity=2.0)
+    data = data_for(reference)
+    batch = data.collate([data[i] for i in range(len(data))])
+    states = reference.encoder.token_states(batch["input_ids"], batch["attention_mask"])
+    embeddings = reference.encoder.embed_states(states, batch["attention_mask"])
+    distance = (1 - F.cosine_similarity(embeddings, start)).mean()
+    logits = reference.classify(states, batch["attention_mask"]).logits
+    losses = [F.cross_entropy(logits[task], torch.tensor(data.classes[task])) for task in TASKS]
+    (sum(losses) / 2 + 2.0 * distance).backward()
+    assert row["train distance"] == pytest.approx(distance.item(), abs=1e-6)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_more_similarity_is_kept_the_nearer_the_embeddings_stay(ours, tmp_path):
+    before, moved = ours.encoder.encode(TEXTS), {}
+    for weight in (0.0, 3.0):
+        model = copy.deepcopy(ours)
+        trainer_for(model, tmp_path / str(weight), dataclasses.replace(CONFIG, keep_similarity=weight)).train()
+        moved[weight] = float((1 - (before * model.encoder.encode(TEXTS)).sum(axis=1)).mean())
+    assert 0 < moved[3.0] < moved[0.0] / 2
+
+
+def test_keeping_similarity_without_weight_changes_nothing(ours, tmp_path):
+    models = [copy.deepcopy(ours), ours]
+    for number, (model, config) in enumerate(
+        zip(models, (CONFIG, dataclasses.replace(CONFIG, keep_similarity=0.0)), strict=True)
+    ):
+        trainer_for(model, tmp_path / str(number), config).train()
+    first, second = map(copied, models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_similarity_cannot_be_kept_where_nothing_moves_it(ours, tmp_path):
+    with pytest.raises(UserError, match="keep_similarity: needs an encoder that is not all frozen"):
+        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, keep_similarity=1.0, freeze=("encoder",)))

@@ -387,6 +387,10 @@ MISTAKES = {
         ["train", "{data}", "--output", "o", "--encoder", "x", "--model", "y"],
         "--encoder and --model each say what to start from",
     ),
+    "what is to be kept is replaced": (
+        ["train", "{data}", "--model", "{model}", "--output", "{model}", "--overwrite", "--keep-similarity", "1"],
+        "--keep-similarity holds on to the start",
+    ),
     "unfreeze how": (["train", "{data}", "--output", "o", "--unfreeze", "slowly"], "gradual:EPOCHS"),
     "rates of no name": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--rates", "decay:2"],
