@@ -27,18 +27,22 @@ from common.data import SAMPLES, LabelledRows, MultiTaskDataset, read_labelled_r
 from common.devices import InferenceConfig, resolve_device, resolve_precision, share_out
 from common.encoder import SentenceEncoder
 from common.errors import UserError
+from common.exact import fit_linear_heads
 from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
-from common.heads import TASKS, MultiTaskModel
+from common.heads import KINDS, TASKS, MultiTaskModel
 from common.load import SHIPPED_WORDS, load_encoder
+from common.losses import complete_weights
 from common.metrics import calibrate, judge_tasks
-from common.multitask import MultiTaskConfig, MultiTaskObjective
+from common.multitask import MultiTaskConfig, MultiTaskObjective, refuse_untrainable
 from common.objective import RESULT_FILES
 from common.optim import describe
 from common.readers import STDIN, chunked, read_texts
 from common.report import heading, parts_table, print_classes, results_table, shorten, table, terminal_width, write_rows
 from common.train import FINE_TUNING_RATE, SCRATCH_RATE, Trainer
 
+Parts = Mapping[str, MultiTaskDataset | None]  # "dev" and "test"
+Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks` gives
 RUN = ROOT / "runs" / "task2"
 NONE = ("none",)
 HELD_OUT, FEWEST_TO_SPLIT = 10, 100  # with fewer rows, too few would be held out to choose by
@@ -72,6 +76,9 @@ class Train(MultiTaskConfig):
         None, "go on from this multi-task model: its encoder, and its heads beside new ones", metavar="DIR"
     )
     from_scratch: bool = option(False, "start from random weights")
+    head: str | None = option(
+        None, "attention, or linear: norm and classifier alone (default: attention, or what --model has)", choices=KINDS
+    )
     dropout: float | None = option(
         None, "while training (default: the encoder's own, and 0.1 in the heads)", check=within(0, 1), metavar="SHARE"
     )
@@ -110,7 +117,12 @@ class Train(MultiTaskConfig):
         )
         frozen = model.frozen_stages(*self.freeze)
         if frozen == list(model.named_stages()) and not model.untrained:
-            self.keep_as_it_is(model, {"dev": dev, "test": test})
+            print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
+            self.write(model.to(resolve_device(self.device)), {"dev": dev, "test": test})
+            return
+        if model.kind == "linear" and set(model.encoder.named_stages()) <= set(frozen):
+            model.freeze(*self.freeze)
+            self.fit_exactly(model, data, {"dev": dev, "test": test})
             return
         objective = MultiTaskObjective(model, data, self, dev)
         if same_folder(self.model or self.encoder, self.output):
@@ -147,26 +159,36 @@ class Train(MultiTaskConfig):
             for task, labels in trained.tasks.items():
                 if new := [label for label in tasks.get(task, []) if label not in labels]:
                     print(f"new labels: {', '.join(new)}, beside the {len(labels)} that {task} has learned")
+            if self.head and self.head != trained.kind:
+                raise UserError(f"is {self.head}, but the heads of {self.model} are {trained.kind}", "head")
             return trained.with_tasks(tasks)
         encoder = SentenceEncoder() if self.from_scratch else load_encoder(self.encoder)
-        return MultiTaskModel(encoder, tasks)
+        return MultiTaskModel(encoder, tasks, kind=self.head or KINDS[0])
 
-    def keep_as_it_is(self, model: MultiTaskModel, asked: Mapping[str, MultiTaskDataset | None]) -> None:
-        """Write the model, all of which is frozen, and measure it."""
-        if self.resume:
-            raise UserError("--freeze all trains nothing, so that there is nothing to resume")
-        print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
+    def fit_exactly(self, model: MultiTaskModel, data: MultiTaskDataset, asked: Parts) -> None:
+        """Fit linear heads on a frozen encoder, which takes no training loop."""
+        refuse_untrainable(model, data)
+        print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
+        print(tasks_table(data, complete_weights(list(model.tasks), dict(self.task_weight))))
         device = resolve_device(self.device)
-        results = judge_parts(model.to(device), asked, resolve_precision(self.precision, device))
+        options = {"precision": resolve_precision(self.precision, device), "batch_tokens": self.batch_tokens}
+        strengths = fit_linear_heads(model.to(device), data, asked["dev"], self.class_weight, **options)
+        print("C of the logistic regression: " + ", ".join(f"{c:g} for {task}" for task, c in strengths.items()))
+        if asked["dev"]:
+            calibrate(model, asked["dev"], **options)
+        self.write(model, asked, strengths=strengths)
+
+    def write(self, model: MultiTaskModel, asked: Parts, **about: Any) -> None:
+        """Write and measure a model that no training loop has written."""
+        if self.resume:
+            raise UserError("there is nothing to resume: all this takes no training loop")
+        results = judge_parts(model, asked, resolve_precision(self.precision, resolve_device(self.device)))
         if is_main_process():
             model.save_pretrained(self.output)
             if self.overwrite:
                 remove_leftovers(self.output, (*RESULT_FILES, CHECKPOINT))
-            write_results(Path(self.output), {"command": asdict(self), **results}, results)
+            write_results(Path(self.output), {"command": asdict(self), **about, **results}, results)
         print_parts(results)
-
-
-Results = dict[str, dict[str, dict[str, Any]]]  # "dev" and "test" to what `judge_tasks` gives
 
 
 def fit(
@@ -174,12 +196,8 @@ def fit(
 ) -> tuple[MultiTaskModel, Results]:
     """Train, then write and print what came of it; gives the best model and how it does."""
     objective, output = trainer.objective, trainer.output
-    data, shares = objective.data, objective.weights or {}
-    summary = [
-        [task, data.labelled(task), shares.get(task, "learned"), shorten(counted(data, task), terminal_width() - 36)]
-        for task in data.tasks
-    ]
-    print(table(["task", "labelled rows", "weight", "rows of each label"], summary))
+    data = objective.data
+    print(tasks_table(data, objective.weights or {}))
     progress = trainer.train(resume, overwrite)
     model = MultiTaskModel.from_pretrained(output).to(trainer.device)
     if objective.dev:
@@ -198,13 +216,17 @@ def fit(
     return model, results
 
 
-def counted(data: MultiTaskDataset, task: str) -> str:
-    """Each label of a task, and how many rows have it."""
-    classes = data.classes[task]
-    return ", ".join(f"{label} {classes.count(i)}" for i, label in enumerate(data.tasks[task]))
+def tasks_table(data: MultiTaskDataset, weights: Mapping[str, float]) -> str:
+    """What is learned: each task's labelled rows, its weight, and how many rows each label has."""
+    lines = []
+    for task, labels in data.tasks.items():
+        counts = ", ".join(f"{label} {data.classes[task].count(i)}" for i, label in enumerate(labels))
+        weight = weights.get(task, "learned")
+        lines.append([task, data.labelled(task), weight, shorten(counts, terminal_width() - 36)])
+    return table(["task", "labelled rows", "weight", "rows of each label"], lines)
 
 
-def judge_parts(model: MultiTaskModel, asked: Mapping[str, MultiTaskDataset | None], precision: str) -> Results:
+def judge_parts(model: MultiTaskModel, asked: Parts, precision: str) -> Results:
     """How a model does on each part that there is."""
     return {part: judge_tasks(model, data, precision=precision) for part, data in asked.items() if data}
 

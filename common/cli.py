@@ -55,7 +55,7 @@ class Config:
         for field in dataclasses.fields(self):
             value, check = getattr(self, field.name), field.metadata.get("check")
             choices = field.metadata.get("argparse", {}).get("choices")
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise UserError(f"must be one of {', '.join(choices)}, not {value}", field.name)
             if check and value is not None:
                 check(value, field.name)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.batching import token_budget_batches
 from common.devices import autocast
-from common.embedding import BATCH_TOKENS, Encoder, evaluating
+from common.embedding import BATCH_TOKENS, Encoder, evaluating, pool
 from common.errors import UserError
 from common.files import atomic_folder, write_json
 from common.folders import model_folder
@@ -21,6 +22,8 @@ from common.freezing import frozen_stages
 from common.load import load_encoder
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
+KINDS = ("attention", "linear")
+DROPOUT = 0.1
 
 
 class AttentionPooling(nn.Module):
@@ -56,32 +59,68 @@ class AttentionPooling(nn.Module):
         return self.output(attended), weights.mean(dim=1)
 
 
-class TaskHead(nn.Module):
+class Head(nn.Module):
+    """What classifies a text for one task, with its own layer norm; a subclass says from what."""
+
+    norm: nn.LayerNorm
+    dropout: nn.Dropout
+    classifier: nn.Linear
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that have parameters, in order from the encoder, dropout with the one that reads it."""
+        return [self.norm, nn.ModuleList([self.dropout, self.classifier])]
+
+    @torch.no_grad()
+    def grow_from(self, smaller: "Head") -> None:
+        """Take over a head with fewer classes, which become the first of this one's; the others stay as they are."""
+        classes = smaller.classifier.out_features
+        for name, module in smaller.named_children():
+            if name != "classifier":
+                setattr(self, name, module)
+        self.classifier.weight[:classes] = smaller.classifier.weight
+        self.classifier.bias[:classes] = smaller.classifier.bias
+
+
+class TaskHead(Head):
     """Classifies a text from the shared encoder's token states: layer norm, attention, dropout, classifier."""
 
-    def __init__(self, dim: int, classes: int, attention_heads: int = 8, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int, classes: int, attention_heads: int = 8) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.attention = AttentionPooling(dim, attention_heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(DROPOUT)
         self.classifier = nn.Linear(dim, classes)
 
     def layers(self) -> list[nn.Module]:
         """The layers that have parameters, in order from the encoder, dropout with the one that reads it."""
-        return [self.norm, self.attention, nn.ModuleList([self.dropout, self.classifier])]
-
-    @torch.no_grad()
-    def grow_from(self, smaller: "TaskHead") -> None:
-        """Take over a head with fewer classes, which become the first of this one's; the others stay as they are."""
-        classes = smaller.classifier.out_features
-        self.norm, self.attention, self.dropout = smaller.norm, smaller.attention, smaller.dropout
-        self.classifier.weight[:classes] = smaller.classifier.weight
-        self.classifier.bias[:classes] = smaller.classifier.bias
+        norm, classifier = super().layers()
+        return [norm, self.attention, classifier]
 
     def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, dim) states and (batch, length) mask to (batch, classes) and (batch, length) attention."""
         attended, attention = self.attention(self.norm(states), attention_mask)
         return self.classifier(self.dropout(attended)), attention
+
+
+class LinearHead(Head):
+    """Classifies a text from its sentence embedding: layer norm, dropout, classifier."""
+
+    def __init__(self, dim: int, classes: int, pooling: str = "mean") -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.classifier = nn.Linear(dim, classes)
+
+    def features(self, embeddings: Tensor) -> Tensor:
+        """What the classifier reads of (rows, dim) embeddings, unit rows: (rows, dim)."""
+        return self.norm(embeddings * embeddings.size(-1) ** 0.5)
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As TaskHead's; the attention is even over the real tokens."""
+        embeddings = F.normalize(pool(states.float(), attention_mask, self.pooling), dim=-1)
+        even = attention_mask / attention_mask.sum(dim=1, keepdim=True)
+        return self.classifier(self.dropout(self.features(embeddings))), even
 
 
 @dataclass(frozen=True)
@@ -97,6 +136,7 @@ class MultiTaskModel(nn.Module):
 
     Args:
         tasks: the labels of each task by its name; both may be any text.
+        kind: of the heads: "attention" (TaskHead) or "linear" (LinearHead).
 
     Attributes:
         untrained: the tasks whose heads are new.
@@ -104,19 +144,28 @@ class MultiTaskModel(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, tasks: Mapping[str, Sequence[str]], attention_heads: int | None = None
+        self,
+        encoder: Encoder,
+        tasks: Mapping[str, Sequence[str]],
+        attention_heads: int | None = None,
+        kind: str = "attention",
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        if kind not in KINDS:
+            raise UserError(f"must be one of {', '.join(KINDS)}, not {kind}", "head")
+        self.encoder, self.kind = encoder, kind
         self.tasks = {task: list(labels) for task, labels in tasks.items()}
         # The encoder's own number of attention heads, where it is known.
         attention_heads = attention_heads or getattr(getattr(encoder, "config", None), "num_attention_heads", 8)
         self.attention_heads = attention_heads
         self.untrained = set(self.tasks)
         self.temperatures = dict.fromkeys(self.tasks, 1.0)
-        self.heads = nn.ModuleDict(
-            {head_key(task): TaskHead(encoder.dim, len(labels), attention_heads) for task, labels in self.tasks.items()}
-        )
+        self.heads = nn.ModuleDict({head_key(task): self._new_head(len(labels)) for task, labels in self.tasks.items()})
+
+    def _new_head(self, classes: int) -> Head:
+        if self.kind == "linear":
+            return LinearHead(self.encoder.dim, classes, self.encoder.pooling)
+        return TaskHead(self.encoder.dim, classes, self.attention_heads)
 
     def with_tasks(self, tasks: Mapping[str, Sequence[str]]) -> "MultiTaskModel":
         """The same encoder and heads, with a new head for each task that has none yet, and room for new labels.
@@ -127,7 +176,7 @@ class MultiTaskModel(nn.Module):
             task: [*labels, *(x for x in tasks.get(task, []) if x not in labels)] for task, labels in self.tasks.items()
         }
         new = {task: labels for task, labels in tasks.items() if task not in self.tasks}
-        model = MultiTaskModel(self.encoder, {**grown, **new}, self.attention_heads)
+        model = MultiTaskModel(self.encoder, {**grown, **new}, self.attention_heads, self.kind)
         for task, labels in self.tasks.items():
             if grown[task] == labels:
                 model.heads[head_key(task)] = self.head(task)
@@ -137,7 +186,7 @@ class MultiTaskModel(nn.Module):
         model.temperatures |= self.temperatures
         return model
 
-    def head(self, task: str) -> TaskHead:
+    def head(self, task: str) -> Head:
         """The head of a task."""
         return self.heads[head_key(task)]
 
@@ -273,6 +322,7 @@ class MultiTaskModel(nn.Module):
         """Write `tasks.json`, which is all of a saved model but its weights, into an existing folder."""
         described = {
             "tasks": self.tasks,
+            "head": self.kind,
             "attention_heads": self.attention_heads,
             "temperatures": self.temperatures,
         }
@@ -291,7 +341,7 @@ class MultiTaskModel(nn.Module):
         encoder = load_encoder(folder)
         try:
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-            model = cls(encoder, described["tasks"], described["attention_heads"])
+            model = cls(encoder, described["tasks"], described["attention_heads"], described["head"])
             model.heads.load_state_dict(load_file(folder / HEADS))
             model.temperatures = {task: float(described["temperatures"][task]) for task in model.tasks}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

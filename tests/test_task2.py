@@ -519,6 +519,22 @@ def test_a_label_is_added_to_a_trained_model_behind_those_it_has(trained, write_
     assert new == {**old, "topic": [*old["topic"], "Art"]}
 
 
+def test_linear_heads_on_a_frozen_encoder_are_fitted_at_once(labelled, tiny_folder, tmp_path, capsys):
+    start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+    task2.main(["train", str(labelled), "--dev", str(labelled), *start, "--output", str(tmp_path / "o")])
+    assert "fitted at once" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert set(metrics["strengths"]) == {"topic", "mood"}
+    assert evaluated(tmp_path / "o", labelled, capsys)["topic"]["loss"] == pytest.approx(
+        metrics["dev"]["topic"]["loss"]
+    )
+    more = ["train", str(labelled), "--model", str(tmp_path / "o"), "--output", str(tmp_path / "more"), *QUICK]
+    task2.main(more)
+    assert MultiTaskModel.from_pretrained(tmp_path / "more").kind == "linear"
+    with pytest.raises(UserError, match=r"is attention, but the heads of .* are linear"):
+        task2.main([*more[:-1], more[-1], "--overwrite", "--head", "attention"])
+
+
 def test_the_temperatures_that_dev_rows_ask_for_are_saved(labelled, tiny_folder, trained, tmp_path):
     arguments = ["train", str(labelled), "--dev", str(labelled), "--encoder", str(tiny_folder), *QUICK]
     task2.main([*arguments, "--output", str(tmp_path / "o")])
