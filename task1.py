@@ -291,7 +291,10 @@ def show_what_training_gave(encoder: SentenceEncoder) -> None:
     found, preferred = f"finds its paraphrase among {len(rows)}", "prefers it to a near miss"
     measures = [[name, *(f"{m:.0%}" for m in paraphrase_measures(e, rows))] for name, e in encoders.items()]
     print(table(["a sentence ...", found, preferred], measures))
-    print("The near misses are hard: they share more words with the sentence than its paraphrase does.")
+    sentence, paraphrase, near_miss = rows[1]
+    print(f"\nA near miss has the words and not the meaning, a paraphrase the meaning in other words:\n  {sentence}")
+    print(f"  {near_miss} (near miss)\n  {paraphrase} (paraphrase)")
+    print("An embedding averages over words, and hears little of who did what, of numbers and of not.")
 
 
 def paraphrase_measures(encoder: Encoder, rows: Sequence[tuple[str, ...]]) -> list[float]:
