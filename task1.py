@@ -67,12 +67,12 @@ class Embed(InferenceConfig):
 
     file: str = option(help=".txt (a sentence a line), .csv, .tsv, .jsonl, any with .gz; - is stdin", positional=True)
     output: str = option(help="the (sentences, dim) array to write", metavar="FILE.npy")
-    column: str = option("text", "the column to read from a table")
+    text: str = option("text", "the column of texts in a table", metavar="COLUMN")
     dtype: str = option("float32", "of the array", choices=("float32", "float16"))
     model: str | None = option(None, MODEL_HELP, metavar="DIR")
 
     def run(self) -> None:
-        texts = read_texts(self.file, self.column)
+        texts = read_texts(self.file, self.text)
         first = [next(texts)]  # a wrong file is said before a model is loaded
         encoder = load_encoder(self.model)
         options = self.place(encoder)
@@ -142,7 +142,7 @@ class Train(TrainingConfig):
         check=at_least(0),
         metavar="WEIGHT",
     )
-    column: str = option("text", "the column of plain sentences")
+    text: str = option("text", "the column of plain sentences", metavar="COLUMN")
     dropout: float | None = option(
         None, "while training (default: the encoder's own)", check=within(0, 1), metavar="SHARE"
     )
@@ -168,7 +168,7 @@ class Train(TrainingConfig):
             raise UserError("--patience needs --dev")
 
     def run(self) -> None:
-        rows = read_training_rows(self.files, self.column)
+        rows = read_training_rows(self.files, self.text)
         dev = read_scored_pairs(self.dev) if self.dev else None
         refuse_existing(self.output, self.resume, self.overwrite)
         set_seed(self.seed)

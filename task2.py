@@ -27,12 +27,12 @@ from common.data import SAMPLES, LabelledRows, MultiTaskDataset, read_labelled_r
 from common.devices import InferenceConfig, resolve_device, resolve_precision, share_out
 from common.encoder import SentenceEncoder
 from common.errors import UserError
-from common.exact import fit_linear_heads
+from common.exact import can_be_fitted, fit_linear_heads
 from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
+from common.freezing import is_frozen
 from common.heads import KINDS, TASKS, MultiTaskModel
 from common.load import SHIPPED_WORDS, load_encoder
-from common.losses import complete_weights
 from common.metrics import calibrate, judge_tasks
 from common.multitask import MultiTaskConfig, MultiTaskObjective, refuse_untrainable
 from common.objective import RESULT_FILES
@@ -63,7 +63,7 @@ class Train(MultiTaskConfig):
     dev: tuple[str, ...] = option(
         (),
         "labelled texts to choose the best model by; none trains on all rows and keeps the last model "
-        f"(default: one row in {HELD_OUT}, held out of the training)",
+        f"(default: one row in {HELD_OUT}, held out of the training, from {FEWEST_TO_SPLIT} rows on)",
         compared=False,
         nargs="+",
         metavar="FILE",
@@ -101,27 +101,26 @@ class Train(MultiTaskConfig):
 
     def run(self) -> None:
         rows = read_labelled_rows(self.files, self.tasks or None, self.text)
-        labelled = training_tasks(rows, self.tasks)
         refuse_existing(self.output, self.resume, self.overwrite)
         set_seed(self.seed)
-        model = self.starting_model(labelled)
+        model = self.starting_model(rows)
         if self.max_length is not None:
             model.encoder.cut_at(self.max_length)
         if self.dropout is not None:
             model.set_dropout(self.dropout)
-        rows, dev_rows = self.dev_rows(rows, list(model.tasks))
+        model.freeze(*self.freeze)
+        all_frozen = all(map(is_frozen, model.named_stages().values())) and not model.untrained
+        rows, dev_rows = self.dev_rows(rows, list(model.tasks), splits=not all_frozen)
         test_rows = read_labelled_rows(self.test, list(model.tasks), self.text) if self.test else None
         data, dev, test = (
             MultiTaskDataset(part, model.tasks, model.encoder.tokenizer) if part else None
             for part in (rows, dev_rows, test_rows)
         )
-        frozen = model.frozen_stages(*self.freeze)
-        if frozen == list(model.named_stages()) and not model.untrained:
+        if all_frozen:
             print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
-            self.write(model.to(resolve_device(self.device)), {"dev": dev, "test": test})
+            self.write(model, {"dev": dev, "test": test})
             return
-        if model.kind == "linear" and set(model.encoder.named_stages()) <= set(frozen):
-            model.freeze(*self.freeze)
+        if can_be_fitted(model, data):
             self.fit_exactly(model, data, {"dev": dev, "test": test})
             return
         objective = MultiTaskObjective(model, data, self, dev)
@@ -141,54 +140,69 @@ class Train(MultiTaskConfig):
         confusion = ", confusion.png" if dev or test else ""
         print(f"\n{self.output}: the model, metrics.json, history.csv, curves.png{confusion}")
 
-    def dev_rows(self, rows: LabelledRows, tasks: Sequence[str]) -> tuple[LabelledRows, LabelledRows | None]:
-        """The rows to train on and the dev rows: those of --dev, or some that are held out of the others."""
-        if self.dev == NONE or (not self.dev and len(rows.texts) < FEWEST_TO_SPLIT):
-            print(f"dev rows: none; all {len(rows.texts)} are trained on, and the last model is kept")
-            return rows, None
-        if self.dev:
+    def dev_rows(
+        self, rows: LabelledRows, tasks: Sequence[str], splits: bool
+    ) -> tuple[LabelledRows, LabelledRows | None]:
+        """The rows to train on and the dev rows: those of --dev, or, where it `splits`, some held out of the others."""
+        if self.dev and self.dev != NONE:
             return rows, read_labelled_rows(self.dev, tasks, self.text)
+        if not splits:
+            return rows, None
+        if self.dev == NONE or len(rows.texts) < FEWEST_TO_SPLIT:
+            why = "" if self.dev else f", for there are fewer than {FEWEST_TO_SPLIT} rows"
+            print(f"dev rows: none{why}; all {len(rows.texts)} are trained on, and the last model is kept")
+            return rows, None
         rows, held_out = rows.hold_out(HELD_OUT, self.seed)
         print(f"dev rows: {len(held_out.texts)} held out, {len(rows.texts)} left to train on (--dev none: all)")
         return rows, held_out
 
-    def starting_model(self, tasks: Mapping[str, Sequence[str]]) -> MultiTaskModel:
-        """The model that training starts from, with a head for each of the tasks."""
-        if self.model:
-            trained = MultiTaskModel.from_pretrained(self.model)
-            for task, labels in trained.tasks.items():
-                if new := [label for label in tasks.get(task, []) if label not in labels]:
-                    print(f"new labels: {', '.join(new)}, beside the {len(labels)} that {task} has learned")
-            if self.head and self.head != trained.kind:
-                raise UserError(f"is {self.head}, but the heads of {self.model} are {trained.kind}", "head")
-            return trained.with_tasks(tasks)
-        encoder = SentenceEncoder() if self.from_scratch else load_encoder(self.encoder)
-        return MultiTaskModel(encoder, tasks, kind=self.head or KINDS[0])
+    def starting_model(self, rows: LabelledRows) -> MultiTaskModel:
+        """The model that training starts from, with a head for each of the tasks and all their labels."""
+        if not self.model:
+            tasks = training_tasks(rows, self.tasks)
+            encoder = SentenceEncoder() if self.from_scratch else load_encoder(self.encoder)
+            return MultiTaskModel(encoder, tasks, kind=self.head or KINDS[0])
+        trained = MultiTaskModel.from_pretrained(self.model)
+        if self.head and self.head != trained.kind:
+            raise UserError(f"is {self.head}, but the heads of {self.model} are {trained.kind}", "head")
+        tasks = training_tasks(rows, self.tasks, trained.tasks)
+        for task, labels in trained.tasks.items():
+            if new := [label for label in tasks.get(task, []) if label not in labels]:
+                print(f"new labels: {', '.join(new)}, beside the {len(labels)} that {task} has learned")
+        return trained.with_tasks(tasks)
 
     def fit_exactly(self, model: MultiTaskModel, data: MultiTaskDataset, asked: Parts) -> None:
         """Fit linear heads on a frozen encoder, which takes no training loop."""
         refuse_untrainable(model, data)
+        idle = ("unfreeze", "keep_similarity", "balance", "task_weight", "rates", "patience", "resume")
+        for name in idle:
+            if getattr(self, name) != getattr(type(self), name):
+                raise UserError("plays no part where linear heads are fitted at once: leave it out", name)
         print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
-        print(tasks_table(data, complete_weights(list(model.tasks), dict(self.task_weight))))
-        device = resolve_device(self.device)
-        options = {"precision": resolve_precision(self.precision, device), "batch_tokens": self.batch_tokens}
-        strengths = fit_linear_heads(model.to(device), data, asked["dev"], self.class_weight, **options)
+        print(tasks_table(data))
+        model.to(resolve_device(self.device))
+        strengths = fit_linear_heads(model, data, asked["dev"], self.class_weight, **self.options(model))
         print("C of the logistic regression: " + ", ".join(f"{c:g} for {task}" for task, c in strengths.items()))
         if asked["dev"]:
-            calibrate(model, asked["dev"], **options)
+            calibrate(model, asked["dev"], **self.options(model))
         self.write(model, asked, strengths=strengths)
 
     def write(self, model: MultiTaskModel, asked: Parts, **about: Any) -> None:
         """Write and measure a model that no training loop has written."""
         if self.resume:
-            raise UserError("there is nothing to resume: all this takes no training loop")
-        results = judge_parts(model, asked, resolve_precision(self.precision, resolve_device(self.device)))
+            raise UserError("there is nothing to resume where no training loop runs", "resume")
+        results = judge_parts(model.to(resolve_device(self.device)), asked, self.options(model))
         if is_main_process():
             model.save_pretrained(self.output)
             if self.overwrite:
                 remove_leftovers(self.output, (*RESULT_FILES, CHECKPOINT))
             write_results(Path(self.output), {"command": asdict(self), **about, **results}, results)
         print_parts(results)
+
+    def options(self, model: MultiTaskModel) -> dict[str, Any]:
+        """How to run a model outside the training loop."""
+        precision = resolve_precision(self.precision, model.encoder.device)
+        return {"precision": precision, "batch_tokens": self.batch_tokens}
 
 
 def fit(
@@ -197,12 +211,12 @@ def fit(
     """Train, then write and print what came of it; gives the best model and how it does."""
     objective, output = trainer.objective, trainer.output
     data = objective.data
-    print(tasks_table(data, objective.weights or {}))
+    print(tasks_table(data, objective.weights))
     progress = trainer.train(resume, overwrite)
     model = MultiTaskModel.from_pretrained(output).to(trainer.device)
     if objective.dev:
-        calibrate(model, objective.dev, precision=trainer.precision)
-    results = judge_parts(model, {"dev": objective.dev, "test": test}, trainer.precision)
+        calibrate(model, objective.dev, **trainer.options)
+    results = judge_parts(model, {"dev": objective.dev, "test": test}, trainer.options)
     if is_main_process():
         model.write_tasks(output)
         write_rows(output / "history.csv", progress.history)
@@ -216,25 +230,25 @@ def fit(
     return model, results
 
 
-def tasks_table(data: MultiTaskDataset, weights: Mapping[str, float]) -> str:
-    """What is learned: each task's labelled rows, its weight, and how many rows each label has."""
+def tasks_table(data: MultiTaskDataset, weights: Mapping[str, float] | None = None) -> str:
+    """What is learned: each task's labelled rows, its weight where there is one, and how many rows each label has."""
     lines = []
     for task, labels in data.tasks.items():
         counts = ", ".join(f"{label} {data.classes[task].count(i)}" for i, label in enumerate(labels))
-        weight = weights.get(task, "learned")
-        lines.append([task, data.labelled(task), weight, shorten(counts, terminal_width() - 36)])
-    return table(["task", "labelled rows", "weight", "rows of each label"], lines)
+        lines.append([task, data.labelled(task), *([weights[task]] if weights else []), shorten(counts, 60)])
+    return table(["task", "labelled rows", *(["weight"] if weights else []), "rows of each label"], lines)
 
 
-def judge_parts(model: MultiTaskModel, asked: Parts, precision: str) -> Results:
+def judge_parts(model: MultiTaskModel, asked: Parts, options: Mapping[str, Any]) -> Results:
     """How a model does on each part that there is."""
-    return {part: judge_tasks(model, data, precision=precision) for part, data in asked.items() if data}
+    return {part: judge_tasks(model, data, **options) for part, data in asked.items() if data}
 
 
 def print_parts(results: Results) -> None:
-    """Print the results of each part, with what its most frequent classes alone would reach."""
+    """Print the results of each part."""
     for part, found in results.items():
-        print(f"\non the {part} rows\n{results_table(found)}")
+        chosen = " (the model was chosen by them, so that test rows judge it more fairly)" if part == "dev" else ""
+        print(f"\non the {part} rows{chosen}\n{results_table(found)}")
 
 
 def training_record(trainer: Trainer, **results: Mapping[str, Any]) -> dict[str, Any]:

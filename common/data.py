@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,8 +173,8 @@ def _score_cell(path: str | Path, line: int, row: Row) -> float:
     return score
 
 
-NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)")
-DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})\b")
+NUMBER = re.compile(r"[-+]?[$€£]?[.,]?\d[\d.,' ]*(e[-+]?\d+)?%?", re.IGNORECASE)
+DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?!\d)")
 MOST_RATINGS = 20  # different numbers that may still be labels
 UNLABELLED = -100  # torch's own mark for a row that takes no part in a cross-entropy
 
@@ -199,13 +200,21 @@ class LabelledRows:
         return LabelledRows([self.texts[i] for i in rows], labels, [self.places[i] for i in rows])
 
     def hold_out(self, every: int, seed: int) -> tuple["LabelledRows", "LabelledRows"]:
-        """Split at random into most rows and one in `every`, with each combination of labels in its share of both."""
+        """Split at random into most rows and about one in `every`, with labels in the same shares in both.
+
+        No label's last row is held out.
+        """
         order = list(range(len(self.texts)))
         random.Random(seed).shuffle(order)
         order.sort(key=lambda i: [column[i] or "" for column in self.labels.values()])  # alike side by side
-        held_out = order[every // 2 :: every]
-        kept = sorted(set(order) - set(held_out))
-        return self.pick(kept), self.pick(sorted(held_out))
+        left = Counter((task, label) for task, column in self.labels.items() for label in column)
+        held_out = set()
+        for i in order[every // 2 :: every]:
+            own = [(task, column[i]) for task, column in self.labels.items() if column[i] is not None]
+            if all(left[label] > 1 for label in own):
+                left.subtract(own)
+                held_out.add(i)
+        return self.pick(sorted(set(order) - held_out)), self.pick(sorted(held_out))
 
 
 def read_labelled_rows(
@@ -247,8 +256,10 @@ def label_of(cell: str) -> str | None:
     return re.sub(r"^([-+]?\d+)\.0+$", r"\1", cell.strip()) or None
 
 
-def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """The tasks to learn and their labels.
+def training_tasks(
+    rows: LabelledRows, asked: Sequence[str] | None = None, learned: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[str]]:
+    """The tasks to learn and their labels; `learned` are those that a model knows already.
 
     Raises:
         UserError: a task that was asked for is in no file, has no labelled row or one label only; the cells of one
@@ -257,16 +268,18 @@ def training_tasks(rows: LabelledRows, asked: Sequence[str] | None = None) -> di
     for task in asked or []:
         if task not in rows.labels:
             raise UserError(f'no file has a column "{task}" (found: {", ".join(rows.labels)})')
-    tasks = rows.classes()
+    tasks, learned = rows.classes(), learned or {}
     for task, labels in tasks.items():
         labelled = sum(label is not None for label in rows.labels[task])
         if not labels:
+            raise UserError(f'column "{task}": no row has a label; name the columns that are tasks', "tasks")
+        if len({*labels, *learned.get(task, [])}) == 1:
             raise UserError(
-                f'task "{task}": no row has a label; leave the column out, or name the columns that are tasks'
+                f'column "{task}": every label is "{labels[0]}", and a classifier needs two or more; '
+                "name the columns that are tasks",
+                "tasks",
             )
-        if len(labels) == 1:
-            raise UserError(f'task "{task}": every label is "{labels[0]}"; a classifier needs two or more')
-        if task not in (asked or []) and (what := what_else(labels, labelled)):
+        if task not in (*(asked or []), *learned) and (what := what_else(labels, labelled)):
             raise UserError(f'column "{task}" holds {what}, no labels: name the columns that are tasks', "tasks")
     return tasks
 

@@ -1,12 +1,12 @@
 """Linear heads on a frozen encoder, fitted exactly and at once: logistic regression, scikit-learn's."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.cli import progress_bar
 from common.data import UNLABELLED, MultiTaskDataset
@@ -18,7 +18,21 @@ from common.readers import chunked
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C: the smaller, the more the weights are held to 0
 WITHOUT_DEV = 0.003
 CHUNK = 4096
-NEVER_SEEN = -1e4  # the logit of a label that no row has
+
+
+def can_be_fitted(model: MultiTaskModel, data: MultiTaskDataset) -> bool:
+    """Whether the heads are linear, the encoder frozen, and each label of every head that is to learn has a row.
+
+    A head that has learned labels which are not here would forget them: it takes training, which goes on from there.
+    """
+    if model.kind != "linear" or not all(map(is_frozen, model.encoder.stages())):
+        return False
+    return all(set(labelled(data, task)[1]) == set(range(len(model.tasks[task]))) for task in to_fit(model, data))
+
+
+def to_fit(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:
+    """The tasks that have labels in the data, and a head that is not frozen."""
+    return [task for task in model.tasks if data.labelled(task) and not is_frozen(model.head(task))]
 
 
 def fit_linear_heads(
@@ -28,10 +42,10 @@ def fit_linear_heads(
     class_weight: str = "none",
     **options: Any,
 ) -> dict[str, float]:
-    """Fit the classifier of each task that has labels, and give the C of each.
+    """Fit the classifier of each task that has labels, and give the C of each; a frozen head stays as it is.
 
     Multinomial logistic regression with an L2 penalty. C is the one with the lowest cross-entropy on the dev rows,
-    0.003 for a task without any. A frozen head stays as it is.
+    0.003 for a task without any.
 
     Args:
         class_weight: "none" or "balanced".
@@ -39,26 +53,22 @@ def fit_linear_heads(
     """
     embeddings, asked = (embeddings_of(model, part, options) if part else None for part in (data, dev))
     chosen = {}
-    for task in model.tasks:
+    for task in to_fit(model, data):
         rows, truth = labelled(data, task)
-        head = model.head(task)
-        if not len(rows) or is_frozen(head):
-            continue
-        fit = partial(fitted, head, embeddings[rows], truth, class_weight)
-        dev_rows, dev_truth = labelled(dev, task) if dev else ([], [])
-        strengths = STRENGTHS if len(dev_rows) else [WITHOUT_DEV]
-        losses = {}
-        for strength in strengths:
-            fit(strength)
-            losses[strength] = dev_loss(head, asked[dev_rows], dev_truth) if len(dev_rows) else 0.0
-        chosen[task] = min(losses, key=losses.get)
+        fit = partial(fit_classifier, model.head(task), embeddings[rows], truth, class_weight)
+        chosen[task] = WITHOUT_DEV
+        if dev and dev.labelled(task):
+            dev_rows, dev_truth = labelled(dev, task)
+            losses = {c: F.cross_entropy(fit(c)(asked[dev_rows]), torch.tensor(dev_truth)).item() for c in STRENGTHS}
+            chosen[task] = min(losses, key=losses.get)
         fit(chosen[task])
+        model.temperatures[task] = 1.0
     model.untrained -= set(chosen)
     return chosen
 
 
 def embeddings_of(model: MultiTaskModel, data: MultiTaskDataset, options: dict[str, Any]) -> Tensor:
-    """The (rows, dim) embeddings of a data set's texts, unit rows. The processes share the work."""
+    """The (rows, dim) embeddings of a data set's texts, unit rows, on the CPU. The processes share the work."""
     own, parts = share_of(data.texts), []
     with progress_bar(len(own), " texts", "frozen encoder, once") as bar:
         for chunk in chunked(own, CHUNK):
@@ -75,24 +85,20 @@ def labelled(data: MultiTaskDataset, task: str) -> tuple[np.ndarray, np.ndarray]
 
 
 @torch.no_grad()
-def fitted(head: LinearHead, embeddings: Tensor, truth: Sequence[int], class_weight: str, strength: float) -> None:
-    """Put into a head's classifier what logistic regression of (rows, dim) embeddings on (rows,) classes finds."""
+def fit_classifier(head: LinearHead, embeddings: Tensor, truth: np.ndarray, class_weight: str, strength: float) -> Any:
+    """Put into a head's classifier what logistic regression of (rows, dim) embeddings on (rows,) classes finds.
+
+    Gives the function from (rows, dim) embeddings to (rows, classes) logits, both on the CPU.
+    """
     from sklearn.linear_model import LogisticRegression
 
+    device = head.classifier.weight.device
     weight = None if class_weight == "none" else class_weight
     regression = LogisticRegression(C=strength, class_weight=weight, max_iter=2000)
-    regression.fit(head.features(embeddings).numpy(), truth)
+    regression.fit(head.features(embeddings.to(device)).cpu().numpy(), truth)
     weights, biases = regression.coef_, regression.intercept_
     if len(regression.classes_) == 2:  # one row, of the second class against the first
         weights, biases = (np.concatenate([-values, values]) / 2 for values in (weights, biases))
-    head.classifier.weight.zero_()
-    head.classifier.bias.fill_(NEVER_SEEN)
-    head.classifier.weight[regression.classes_] = torch.from_numpy(weights).float()
-    head.classifier.bias[regression.classes_] = torch.from_numpy(biases).float()
-
-
-@torch.no_grad()
-def dev_loss(head: LinearHead, embeddings: Tensor, truth: Sequence[int]) -> float:
-    """The mean cross-entropy of a head on (rows, dim) embeddings with (rows,) classes."""
-    logits = head.classifier(head.features(embeddings))
-    return torch.nn.functional.cross_entropy(logits, torch.as_tensor(truth)).item()
+    head.classifier.weight.copy_(torch.from_numpy(weights))
+    head.classifier.bias.copy_(torch.from_numpy(biases))
+    return torch.no_grad()(lambda asked: head.classifier(head.features(asked.to(device))).cpu())

@@ -72,13 +72,16 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def grow_from(self, smaller: "Head") -> None:
-        """Take over a head with fewer classes, which become the first of this one's; the others stay as they are."""
+        """Take over a head with fewer classes, which become the first of this one's; the others start at their mean.
+
+        So no text is taken for one of those before training.
+        """
         classes = smaller.classifier.out_features
         for name, module in smaller.named_children():
             if name != "classifier":
                 setattr(self, name, module)
-        self.classifier.weight[:classes] = smaller.classifier.weight
-        self.classifier.bias[:classes] = smaller.classifier.bias
+        for ours, theirs in zip(self.classifier.parameters(), smaller.classifier.parameters(), strict=True):
+            ours[:classes], ours[classes:] = theirs, theirs.mean(dim=0)
 
 
 class TaskHead(Head):
@@ -139,7 +142,7 @@ class MultiTaskModel(nn.Module):
         kind: of the heads: "attention" (TaskHead) or "linear" (LinearHead).
 
     Attributes:
-        untrained: the tasks whose heads are new.
+        untrained: the tasks whose heads are new, or have new labels.
         temperatures: what each task's logits are divided by before they become probabilities (common/calibration.py).
     """
 
@@ -341,9 +344,9 @@ class MultiTaskModel(nn.Module):
         encoder = load_encoder(folder)
         try:
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-            model = cls(encoder, described["tasks"], described["attention_heads"], described["head"])
+            model = cls(encoder, described["tasks"], described["attention_heads"], described.get("head", KINDS[0]))
             model.heads.load_state_dict(load_file(folder / HEADS))
-            model.temperatures = {task: float(described["temperatures"][task]) for task in model.tasks}
+            model.temperatures |= {task: float(t) for task, t in described.get("temperatures", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None

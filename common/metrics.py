@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.calibration import calibration_error, fitted_temperature
+from common.calibration import FEWEST_ROWS, calibration_error, fitted_temperature
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import share_out
 from common.embedding import BATCH_TOKENS, Encoder
@@ -83,29 +83,15 @@ def classification_metrics(truth: Sequence[int], predicted: Sequence[int], label
     }
 
 
-def confusion_intervals(confusion: Sequence[Sequence[int]], resamples: int = 1000) -> dict[str, tuple[float, float]]:
-    """The 95% percentile bootstrap intervals of `accuracy`, `macro_recall` and `macro_f1`, from a confusion table.
-
-    Rows drawn again with replacement fall into its cells as a multinomial draw does, so that none need be at hand.
-    """
-    counts = np.asarray(confusion)
-    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts.ravel() / counts.sum(), size=resamples)
-    drawn = drawn.reshape(resamples, *counts.shape)  # (resamples, true class, predicted class)
-    right, true, predicted = drawn.diagonal(axis1=1, axis2=2), drawn.sum(axis=2), drawn.sum(axis=1)
-    occurs = (true + predicted) > 0  # (resamples, classes)
-    found = {
-        "accuracy": right.sum(axis=1) / counts.sum(),
-        "macro_recall": (right / true.clip(1)).sum(axis=1) / occurs.sum(axis=1),
-        "macro_f1": (2 * right / (true + predicted).clip(1)).sum(axis=1) / occurs.sum(axis=1),
-    }
-    return {name: tuple(np.quantile(values, [0.025, 0.975]).tolist()) for name, values in found.items()}
-
-
 def judge_tasks(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -> dict[str, dict[str, Any]]:
-    """What `evaluate_tasks` gives, with `interval_95` of its measures and `majority`, the largest class's share."""
+    """What `evaluate_tasks` gives, with the accuracy's `interval_95` (Wilson's) and the largest class's share."""
+    from scipy.stats import binomtest
+
     results = evaluate_tasks(model, data, **options)
     for result in results.values():
-        result["interval_95"] = confusion_intervals(result["confusion"])
+        right = round(result["accuracy"] * result["rows"])
+        low, high = binomtest(right, result["rows"]).proportion_ci(method="wilson")
+        result["interval_95"] = [float(low), float(high)]
         result["majority"] = max(row["rows"] for row in result["classes"].values()) / result["rows"]
     return results
 
@@ -130,9 +116,13 @@ def evaluate_tasks(
 
 
 def calibrate(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -> None:
-    """Fit the temperature of each task that has labels in the data, which the model must not have been trained on."""
+    """Fit the temperature of each task that has 100 labels or more in the data; the others keep theirs.
+
+    The model must not have been trained on these rows.
+    """
     for task, (logits, truth) in labelled_logits(model, data, **options).items():
-        model.temperatures[task] = fitted_temperature(logits, truth)
+        if len(truth) >= FEWEST_ROWS:
+            model.temperatures[task] = fitted_temperature(logits, truth)
 
 
 def labelled_logits(

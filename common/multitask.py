@@ -125,6 +125,11 @@ class MultiTaskObjective(Objective):
         self.rates = learning_rates(config.rates, model, config.learning_rate)
         model.freeze(*config.freeze)
         refuse_untrainable(model, data)
+        # What training moves has to be calibrated anew.
+        encoder_trains = not all(map(is_frozen, model.encoder.stages()))
+        model.temperatures |= {
+            task: 1.0 for task in tasks if data.labelled(task) and (encoder_trains or not is_frozen(model.head(task)))
+        }
         self.thaw = self._thaw(config)
         self.keep_similarity, self.start = config.keep_similarity, None
         self.tracked = tuple(f"{task} {name}" for task in tasks for name in ("loss", "accuracy"))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,18 @@ def describe(model: MultiTaskModel, rates: Mapping[str, float] | None = None) ->
     Args:
         rates: the peak rate of each stage, as `learning_rates` gives them.
     """
-    lines: list[dict[str, Any]] = []
-    for name, stage in model.named_stages().items():
-        dropout = max((module.p for module in stage.modules() if isinstance(module, nn.Dropout)), default=0.0)
-        how = {"rate": (rates or {}).get(name), "frozen": is_frozen(stage), "dropout": dropout}
-        parameters = sum(parameter.numel() for parameter in stage.parameters())
-        before = lines[-1] if lines else {}
-        if before.items() >= how.items():
-            before["part"] = f"{before['part'].split(' to ')[0]} to {name}"
-            before["parameters"] += parameters
-        else:
-            lines.append({"part": name, "parameters": parameters, **how})
+    stages = model.named_stages()
+
+    def how(name: str) -> dict[str, Any]:
+        dropouts = [module.p for module in stages[name].modules() if isinstance(module, nn.Dropout)]
+        frozen, rate = is_frozen(stages[name]), (rates or {}).get(name)
+        return {"rate": rate, "frozen": frozen, "dropout": max(dropouts, default=0.0)}
+
+    lines = []
+    for shared, alike in groupby(stages, how):
+        first, *others = alike
+        parameters = sum(p.numel() for name in (first, *others) for p in stages[name].parameters())
+        lines.append({"part": f"{first} to {others[-1]}" if others else first, "parameters": parameters, **shared})
     return lines
 
 

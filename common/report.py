@@ -53,22 +53,24 @@ def parts_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """What trains, from what `describe` gives."""
     rows = []
     for line in lines:
-        how = ["frozen", ""] if line["frozen"] else [f"{line['rate']:.3g}", f"{line['dropout']:g}"]
+        rate = "" if line["rate"] is None else f"{line['rate']:.3g}"
+        how = ["frozen", ""] if line["frozen"] else [rate, f"{line['dropout']:g}"]
         rows.append([line["part"], f"{line['parameters']:,}", *how])
     return table(["what trains", "parameters", "rate", "dropout"], rows)
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each task, and below them what its most frequent class alone would reach."""
-    lines = []
-    for task, result in results.items():
-        with_interval = {
-            name: "{:.3f} ({:.2f}-{:.2f})".format(result[name], *result["interval_95"][name])
-            for name in ("accuracy", "macro_f1")
-        }
-        cells = with_interval["accuracy"], result["macro_recall"], with_interval["macro_f1"]
-        lines.append([task, result["rows"], *cells, result["majority"], result["calibration_error"]])
-    header = ["task", "rows", "accuracy (95%)", "macro recall", "macro F1 (95%)", "majority", "ECE"]
+    """A line for each task, and what its last two columns mean."""
+    lines = [
+        [
+            task,
+            result["rows"],
+            "{:.3f} ({:.2f} to {:.2f})".format(result["accuracy"], *result["interval_95"]),
+            *(result[name] for name in ("macro_recall", "macro_f1", "majority", "calibration_error")),
+        ]
+        for task, result in results.items()
+    ]
+    header = ["task", "rows", "accuracy (95% interval)", "macro recall", "macro F1", "majority", "ECE"]
     return (
         f"{table(header, lines)}\nmajority: the accuracy of always saying the most frequent class; "
         "ECE: how far probabilities are from the share that is right"

@@ -216,16 +216,16 @@ LABEL_MISTAKES = {
     "no task": (["text"], [["a"]], "no column besides it to take labels from"),
     "no label": (["text", "topic", "mood"], [["a", "x", "y"], ["b", "", " "]], "line 3: no label (for topic or mood)"),
     "empty text": (["text", "topic"], [["", "x"]], 'line 2: the cell "text" is empty'),
-    "one class": (["text", "topic"], [["a", "x"], ["b", "x"]], 'task "topic": every label is "x"'),
-    "unlabelled": (["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]], 'task "mood": no row has a label'),
+    "one class": (["text", "topic"], [["a", "x"], ["b", "x"]], 'column "topic": every label is "x"'),
+    "unlabelled": (["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]], 'column "mood": no row has a label'),
     "an id": (["text", "id"], [["a", f"r{i}"] for i in range(5)], 'column "id" holds 5 different values in 5 rows'),
     "prose": (["text", "why"], [["a", f"w {i // 2}"] for i in range(120)] + [["a", "x"]], '"why" holds 61 different'),
     "prices": (
         ["text", "price"],
-        [["a", f"{i}.5"] for i in range(21)] * 9,
+        [["a", f"${i},000.50"] for i in range(21)] * 9,
         'column "price" holds 21 different numbers',
     ),
-    "dates": (["text", "day"], [["a", f"2026-11-{i:02} 10:00"] for i in (1, 2)] * 9, 'column "day" holds dates'),
+    "dates": (["text", "day"], [["a", f"2026-11-{i:02}T10:00"] for i in (1, 2)] * 9, 'column "day" holds dates'),
 }
 
 
@@ -354,6 +354,13 @@ def test_rows_held_out_have_every_combination_of_labels_in_its_share():
         (None, "good"): 1,
         (None, "bad"): 1,
     }
+
+
+def test_no_labels_last_row_is_held_out():
+    labels = [f"only {i}" for i in range(100)] + ["x"] * 100
+    rows = LabelledRows([f"{i}" for i in range(200)], {"topic": labels}, [""] * 200)
+    _, held_out = rows.hold_out(10, seed=0)
+    assert held_out.labels == {"topic": ["x"] * 10}
 
 
 def test_rows_held_out_keep_their_labels_and_are_a_function_of_the_seed():

@@ -20,8 +20,8 @@ from common.heads import MultiTaskModel
 from common.metrics import (
     bootstrap_interval,
     classification_metrics,
-    confusion_intervals,
     evaluate_tasks,
+    judge_tasks,
     pair_similarities,
     pearson,
     spearman,
@@ -152,21 +152,12 @@ def test_a_task_without_labels_is_not_measured(model):
     assert set(evaluate_tasks(model, labelled(model, mood=["bad", "good"] * 4))) == {"mood"}
 
 
-def test_the_interval_of_accuracy_is_the_binomial_one():
-    low, high = confusion_intervals([[80, 20], [10, 90]])["accuracy"]
-    expected = scipy.stats.binomtest(170, 200).proportion_ci(method="wilson")
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
+def test_the_interval_of_accuracy_is_wilsons(model):
+    results = judge_tasks(model, labelled(model, mood=["bad", "good"] * 4))["mood"]
+    right, n, z = round(results["accuracy"] * 8), 8, 1.959964
+    centre, spread = (right + z**2 / 2) / (n + z**2), z * np.sqrt(right * (n - right) / n + z**2 / 4) / (n + z**2)
+    assert results["interval_95"] == pytest.approx([centre - spread, centre + spread], abs=1e-6)
 
 
-def test_intervals_of_macro_measures_are_those_of_rows_drawn_again():
-    confusion, draw = np.array([[30, 5, 0], [4, 10, 2], [1, 1, 3]]), np.random.default_rng(1)
-    truth, predicted = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
-    found = {"macro_recall": [], "macro_f1": []}
-    for _ in range(1000):
-        rows = draw.integers(len(truth), size=len(truth))
-        metrics = classification_metrics(truth[rows], predicted[rows], list("abc"))
-        for name, values in found.items():
-            values.append(metrics[name])
-    intervals = confusion_intervals(confusion)
-    for name, values in found.items():
-        assert intervals[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
+def test_the_largest_class_alone_would_reach_its_share(model):
+    assert judge_tasks(model, labelled(model, topic=["x"] * 5 + ["y", "z", None]))["topic"]["majority"] == 5 / 7

@@ -427,14 +427,19 @@ def test_the_more_similarity_is_kept_the_nearer_the_embeddings_stay(ours, tmp_pa
     assert 0 < moved[3.0] < moved[0.0] / 2
 
 
-def test_keeping_similarity_without_weight_changes_nothing(ours, tmp_path):
-    models = [copy.deepcopy(ours), ours]
-    for number, (model, config) in enumerate(
-        zip(models, (CONFIG, dataclasses.replace(CONFIG, keep_similarity=0.0)), strict=True)
-    ):
-        trainer_for(model, tmp_path / str(number), config).train()
-    first, second = map(copied, models)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_without_weight_nothing_is_kept_or_computed(ours, tmp_path):
+    trainer = trainer_for(ours, tmp_path)
+    assert "train distance" not in trainer.train().history[0]
+    assert trainer.objective.start is None
+
+
+@pytest.mark.parametrize(
+    ("frozen", "reset"), [((), True), (("encoder",), True), (("encoder", "head:topic"), False), (("head:topic",), True)]
+)
+def test_what_training_moves_is_no_longer_calibrated(ours, tmp_path, frozen, reset):
+    ours.untrained, ours.temperatures = set(), {"topic": 3.0, "sentiment": 3.0}
+    trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=frozen))
+    assert ours.temperatures == {"topic": 1.0 if reset else 3.0, "sentiment": 1.0}
 
 
 def test_similarity_cannot_be_kept_where_nothing_moves_it(ours, tmp_path):

@@ -74,7 +74,7 @@ def test_embed_writes_half_precision_and_reads_a_named_column(tiny_folder, tiny_
         [
             "embed",
             str(path),
-            "--column",
+            "--text",
             "body",
             "--dtype",
             "float16",

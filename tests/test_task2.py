@@ -13,6 +13,7 @@ from PIL import Image
 import task2
 from common.checkpoint import CHECKPOINT
 from common.cli import run
+from common.data import LabelledRows
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import Interrupted, UserError
 from common.heads import MultiTaskModel
@@ -284,7 +285,7 @@ def test_a_tenth_of_the_rows_is_held_out_to_choose_by(write_csv, tiny_folder, tm
     assert "dev" not in json.loads((tmp_path / "all" / "metrics.json").read_text())
 
 
-def test_test_rows_are_measured_once_at_the_end(labelled, write_csv, tiny_folder, tmp_path, capsys):
+def test_test_rows_are_measured_at_the_end(labelled, write_csv, tiny_folder, tmp_path, capsys):
     test = write_csv("test.csv", ["text", "topic", "mood"], ROWS[:6])
     arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--test", str(test), *QUICK]
     task2.main([*arguments, "--output", str(tmp_path / "o")])
@@ -464,9 +465,9 @@ def test_bare_it_trains_tests_and_writes_everything(
 
 def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
     monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
-    start = {"files": ("a.csv",), "output": "o"}
-    assert task2.Train(**start).starting_model({"a": ["x", "y"]}).encoder.dim == 32
-    assert task2.Train(**start, from_scratch=True).starting_model({"a": ["x", "y"]}).encoder.dim == 768
+    start, rows = {"files": ("a.csv",), "output": "o"}, LabelledRows(["", ""], {"a": ["x", "y"]}, ["", ""])
+    assert task2.Train(**start).starting_model(rows).encoder.dim == 32
+    assert task2.Train(**start, from_scratch=True).starting_model(rows).encoder.dim == 768
 
 
 def test_dropout_reaches_the_encoder_and_the_heads(labelled, tiny_folder, tmp_path, monkeypatch):
@@ -535,8 +536,35 @@ def test_linear_heads_on_a_frozen_encoder_are_fitted_at_once(labelled, tiny_fold
         task2.main([*more[:-1], more[-1], "--overwrite", "--head", "attention"])
 
 
-def test_the_temperatures_that_dev_rows_ask_for_are_saved(labelled, tiny_folder, trained, tmp_path):
-    arguments = ["train", str(labelled), "--dev", str(labelled), "--encoder", str(tiny_folder), *QUICK]
+@pytest.mark.parametrize("option", [["--balance", "uncertainty"], ["--keep-similarity", "1"], ["--rates", "layerwise"]])
+def test_what_plays_no_part_in_an_exact_fit_is_refused(option, labelled, tiny_folder, tmp_path):
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+    with pytest.raises(UserError, match="plays no part where linear heads are fitted at once"):
+        task2.main([*arguments, *option, "--output", str(tmp_path / "o")])
+    assert not (tmp_path / "o" / "config.json").exists()
+
+
+def test_labels_added_to_linear_heads_leave_the_old_ones(labelled, write_csv, tiny_folder, tmp_path, capsys):
+    start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+    task2.main(["train", str(labelled), *start, "--output", str(tmp_path / "old")])
+    more = write_csv("more.csv", ["text", "topic"], [[f"a painting, number {i}", "Art"] for i in range(6)])
+    arguments = ["train", str(more), "--model", str(tmp_path / "old"), "--freeze", "encoder", "--max-steps", "1"]
+    task2.main([*arguments, "--learning-rate", "1e-4", "--output", str(tmp_path / "new")])
+    capsys.readouterr()
+    old, new = (evaluated(tmp_path / name, labelled, capsys) for name in ("old", "new"))
+    assert new["topic"]["accuracy"] == pytest.approx(old["topic"]["accuracy"], abs=0.13)
+
+
+def test_a_model_of_before_there_were_linear_heads_opens(trained):
+    described = json.loads((trained / "tasks.json").read_text())
+    (trained / "tasks.json").write_text(json.dumps({name: described[name] for name in ("tasks", "attention_heads")}))
+    model = MultiTaskModel.from_pretrained(trained)
+    assert (model.kind, set(model.temperatures.values())) == ("attention", {1.0})
+
+
+def test_the_temperatures_that_dev_rows_ask_for_are_saved(write_csv, tiny_folder, trained, tmp_path):
+    many = write_csv("many.csv", ["text", "topic", "mood"], ROWS * 7)
+    arguments = ["train", str(many), "--dev", str(many), "--encoder", str(tiny_folder), *QUICK]
     task2.main([*arguments, "--output", str(tmp_path / "o")])
     assert all(value != 1 for value in MultiTaskModel.from_pretrained(tmp_path / "o").temperatures.values())
     assert set(MultiTaskModel.from_pretrained(trained).temperatures.values()) == {1.0}  # without dev rows
