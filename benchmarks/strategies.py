@@ -30,7 +30,9 @@ CONFIG = {"epochs": 2, "batch_size": 32, "evaluate_every": 29}
 STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
 
 
-def run_strategy(data: Path, encoder: str, strategy: str, rate: float, seed: int) -> dict[str, Any]:
+def run_strategy(
+    data: Path, encoder: str, strategy: str, rate: float, seed: int, keep_similarity: float = 0.0
+) -> dict[str, Any]:
     """One training, with the program's own `task4.py compare`."""
     train, dev, test = (
         read_labelled_rows([part_of(data, task, part, rows[task]) for task in TASKS])
@@ -41,9 +43,10 @@ def run_strategy(data: Path, encoder: str, strategy: str, rate: float, seed: int
         )
     )
     pairs = read_scored_pairs(data / "sts" / "stsb_test.csv")
-    config = MultiTaskConfig(**CONFIG, learning_rate=rate)
+    config = MultiTaskConfig(**CONFIG, learning_rate=rate, keep_similarity=keep_similarity)
     setting = Setting(minilm_folder() if encoder == "minilm" else None, train, dev, test, pairs, config)
-    return asdict(compare_strategies(setting, [strategy], [seed], RUNS / encoder / f"{rate:g}")[0])
+    folder = RUNS / encoder / f"{rate:g}" / (f"keep-{keep_similarity:g}" if keep_similarity else "")
+    return asdict(compare_strategies(setting, [strategy], [seed], folder)[0])
 
 
 def result_path(encoder: str, strategy: str, rate: float, seed: int) -> Path:
