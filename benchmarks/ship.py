@@ -2,37 +2,33 @@
 
     python -m benchmarks.ship DATA ENCODER
 
-ENCODER is the folder for the trained encoder; a training that is there is kept. It is distilled from all-MiniLM-L6-v2,
-from the start that `benchmarks/distill.py` makes, on 232,000 sentences of the corpus in DATA. Its matrices are then
-rounded to 8 bits and fewer, each time measured on stsb_dev; the choice below is written to common/weights, and the
-similarities of some reference sentences recorded.
+ENCODER is the folder for the trained encoder; a training that is there is kept. It goes on from the shipped encoder
+(the first came from all-MiniLM-L6-v2 alone) and learns from two of `benchmarks/teachers.py`, on the corpus in DATA.
+Its matrices are then rounded to 8 bits and fewer, each time measured on stsb_dev; the choice below is written to
+common/weights, and the similarities of some reference sentences recorded.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import task1
-from benchmarks.distill import start_folder
 from benchmarks.quantization import save_quantized
 from benchmarks.record import RESULTS, record, trained
-from benchmarks.sts import minilm_folder
-from benchmarks.widening import widen
+from benchmarks.teachers import TAUGHT_BY, teacher_folder
 from common.bert import COMPACT
 from common.data import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
 from common.encoder import SHIPPED, SentenceEncoder
 from common.metrics import pair_similarities, spearman
-from common.tokenizer import MAX_LENGTH
 
-# A step was 2,048 tokens, some 86 sentences, for the weights that were made before the training loop was changed.
 TRAINING = [
     *("--learning-rate", "4e-4", "--schedule", "cosine", "--dropout", "0"),
-    *("--batch-size", "80", "--max-steps", "2900", "--evaluate-every", "290"),
+    *("--batch-size", "80", "--max-steps", "1100", "--evaluate-every", "200"),
 ]
 CHOICES: dict[str, Callable[[str], int]] = {
     "8 bits": lambda _: 8,
@@ -54,20 +50,13 @@ def reference_pairs() -> list[tuple[str, str]]:
     return [(row[0], other) for row in rows for other in row[1:]]
 
 
-def widening_difference(sentences: Sequence[str]) -> float:
-    """The largest difference between the teacher's embeddings and its exact widening's, which are [e; e] / sqrt(2)."""
-    teacher = SentenceEncoder.from_pretrained(minilm_folder())
-    wide = widen(teacher, positions="learned", noise=0).eval()
-    return float(np.abs(wide.encode(sentences) - np.tile(teacher.encode(sentences), 2) / 2**0.5).max())
-
-
 def distil(data: Path, output: Path) -> dict[str, object]:
     """Train the encoder where that is not done (going on where it was stopped); gives how it was trained."""
-    start = ["--model", str(start_folder(data)), "--teacher", minilm_folder()]
+    taught = [word for name in TAUGHT_BY for word in ("--teacher", teacher_folder(name))]
     dev = ["--dev", str(data / "sts" / "stsb_dev.csv")]
-    arguments = [str(data / "corpus" / "sentences.txt.gz"), *start, *dev, *TRAINING]
+    arguments = [str(data / "corpus" / "sentences.txt.gz"), *taught, *dev, *TRAINING]
     training = trained(task1.main, arguments, output, "training.json")
-    # The digests of start and teacher, among the contents, are kept; the folders that these lay in are not.
+    # The digests of start and teachers, among the contents, are kept; the folders that these lay in are not.
     settings = {name: value for name, value in training["settings"].items() if name not in ("model", "teacher")}
     return {"settings": settings, **{name: training[name] for name in ("contents", "seconds", "best", "history")}}
 
@@ -109,22 +98,18 @@ def main() -> None:
     training = distil(arguments.data, arguments.encoder)
     dev = read_scored_pairs(arguments.data / "sts" / "stsb_dev.csv")
     encoder = SentenceEncoder.from_pretrained(arguments.encoder)
-    encoder.cut_at(MAX_LENGTH)  # a widened teacher would go on cutting at the teacher's length
     rounded = round_weights(encoder, dev)
     for name, row in rounded.items():
         print(f"{name:<18} {row['megabytes']:6.1f} MB  stsb_dev {row['stsb_dev']:.4f}")
     save_quantized(encoder, SHIPPED, CHOICES[SHIPS])
     loading = {"ships": SHIPS, "seconds_to_load": seconds_to_load()}
     print(f"{SHIPS} written to common/weights, loaded in {loading['seconds_to_load']:.2f} s")
-    difference = widening_difference([sentence for row in dev.rows[:100] for sentence in row])
-    print(f"widened with all its heads and its positions, the teacher's embeddings differ by {difference:.1e}")
     pairs = reference_pairs()
     similarities = pair_similarities(SentenceEncoder.from_pretrained(), *zip(*pairs, strict=True))
     record(
         RESULTS / "ship.json",
         {
             "training": training,
-            "widening_difference": difference,
             "rounded": rounded,
             **loading,
             "reference": {"pairs": pairs, "similarities": similarities.tolist()},

@@ -1,7 +1,7 @@
 """Sentence similarity: how well the shipped encoder, and each way of training one, agrees with people's scores.
 
     python -m benchmarks.sts DATA SYSTEM [SYSTEM ...]    train and measure; a result that is there is kept
-    python -m benchmarks.sts DATA paired                 the shipped encoder less its teacher, pair by pair
+    python -m benchmarks.sts DATA paired                 the shipped encoder less all-MiniLM-L6-v2, pair by pair
 
 DATA is the folder with `sts/` and `corpus/`. Spearman × 100 on all of stsb_test and of sts12 to sts15, with a
 bootstrap 95% interval.
@@ -9,6 +9,7 @@ bootstrap 95% interval.
 
 import argparse
 import gzip
+import tempfile
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,16 +20,22 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 import task1
 from benchmarks.record import RESULTS, record, trained
+from benchmarks.teachers import TAUGHT_BY, TEACHERS, teacher_folder
 from common.cli import ROOT
 from common.data import SAMPLES, TrainingRows, read_scored_pairs
 from common.devices import resolve_precision
+from common.embedding import Encoder
 from common.encoder import SentenceEncoder
+from common.load import load_encoder
 from common.metrics import bootstrap_interval, pair_similarities, spearman
+from common.sentences import FITTED_SENTENCES
+from common.teachers import JoinedTeachers, KeptEmbeddings
 
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 RUNS = ROOT / "runs" / "sts"
 SIMCSE_SENTENCES = 16_000
 PAIRED = "paired"
+JOINED = "teachers"
 TESTS = ("stsb_test", "sts12", "sts13", "sts14", "sts15")
 
 # What `task1.py train` is told for each system; {sts} and {corpus} are folders of DATA, {part} a part of the corpus.
@@ -48,7 +55,11 @@ WORDS = {
     "simcse": f"the shipped encoder, then SimCSE on {SIMCSE_SENTENCES:,} sentences",
     "tfidf-words": "TF-IDF of words (1, 2)",
     "tfidf-characters": "TF-IDF of characters (2 to 5)",
-    "minilm": "all-MiniLM-L6-v2, its teacher",
+    "minilm": "all-MiniLM-L6-v2",
+    "mpnet": "all-mpnet-base-v2, a teacher",
+    "bge-cls": "bge-small-en-v1.5, first token, a teacher",
+    "bge-mean": "bge-small-en-v1.5, mean, a teacher",
+    JOINED: "its teachers, joined",
 }
 
 
@@ -83,9 +94,23 @@ def train(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
     }
 
 
-def encoder_similarity(encoder: SentenceEncoder) -> Similarity:
+def encoder_similarity(encoder: Encoder) -> Similarity:
     precision = resolve_precision("auto", encoder.device)
     return lambda left, right: pair_similarities(encoder, left, right, precision=precision)
+
+
+def joined_similarity(encoders: Sequence[Encoder]) -> Similarity:
+    """The cosines of several teachers' embeddings, joined as `task1.py train` joins them."""
+
+    def similarity(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        texts, options = [*left, *right], {"precision": resolve_precision("auto", encoders[0].device)}
+        every, sample = range(len(texts)), range(min(len(texts), FITTED_SENTENCES))
+        with tempfile.TemporaryDirectory() as folder:
+            kept = [KeptEmbeddings(encoder, texts, Path(folder), **options) for encoder in encoders]
+            embeddings = JoinedTeachers(kept, sample)[every]
+        return (embeddings[: len(left)] * embeddings[len(left) :]).sum(dim=1).numpy()
+
+    return similarity
 
 
 def tfidf_similarity(**options: object) -> Similarity:
@@ -109,6 +134,10 @@ def build(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
         return tfidf_similarity(analyzer="char_wb", ngram_range=(2, 5)), {}
     if system == "minilm":
         return encoder_similarity(SentenceEncoder.from_pretrained(minilm_folder())), {}
+    if system in TEACHERS:
+        return encoder_similarity(load_encoder(teacher_folder(system))), {}
+    if system == JOINED:
+        return joined_similarity([load_encoder(teacher_folder(name)) for name in TAUGHT_BY]), {}
     return train(system, data)
 
 

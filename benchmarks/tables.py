@@ -33,6 +33,21 @@ from common.report import by_strategy, mean_and_spread
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "common" / "weights" / "README.md")
 MARKED = re.compile(r"(<!-- python -m benchmarks\.tables (\S+) -->\n)((?:\|.*\n)*)")
 STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
+# Records of the encoder that shipped before the present one.
+EARLIER_STS = {
+    "first": "the first encoder, of all-MiniLM-L6-v2 alone",
+    "first-stsb": "the first encoder, then stsb_train (ranking loss)",
+    "first-pairs": "the first encoder, then the sample pairs (contrastive)",
+    "first-simcse": "the first encoder, then SimCSE on 16,000 sentences",
+}
+EARLIER_MULTITASK = {
+    "first-together": "both tasks, from the first encoder",
+    "first-topic": "topic alone, from the first encoder",
+    "first-sentiment": "sentiment alone, from the first encoder",
+    "first-all": "both tasks, from the first encoder",
+    "frozen-first": "first encoder, frozen + logistic regression",
+}
+ON_ALL = ("shipped-all", "first-all", "frozen", "frozen-first", "frozen-minilm", "tfidf-all")
 Record = dict[str, Any]
 
 
@@ -92,7 +107,7 @@ def data_files() -> Table:
 
 def similarity() -> Table:
     rows = []
-    for system, words in sts.WORDS.items():
+    for system, words in {**sts.WORDS, **EARLIER_STS}.items():
         for found in load_all([RESULTS / "sts" / f"{system}.json"]):
             cells = []
             for name in sts.TESTS:
@@ -105,11 +120,16 @@ def similarity() -> Table:
 
 
 def paired() -> Table:
+    compared = {"the shipped encoder": "paired", "the first encoder": "first-paired"}
+    records = [load(f"sts/{name}")["files"] for name in compared.values()]
     rows = []
-    for name, found in load("sts/paired")["files"].items():
-        mean, low, high = (100 * value for value in (found["difference"], *found["interval_95"]))
-        rows.append([name, f"{found['pairs']:,}", with_interval(mean, low, high, 1)])
-    return Table(["test set", "pairs", "the shipped encoder less its teacher"], rows)
+    for name in sts.TESTS:
+        cells = []
+        for found in (record[name] for record in records):
+            mean, low, high = (100 * value for value in (found["difference"], *found["interval_95"]))
+            cells.append(with_interval(mean, low, high, 1))
+        rows.append([name, f"{found['pairs']:,}", *cells])
+    return Table(["less all-MiniLM-L6-v2", "pairs", *compared], rows)
 
 
 def distillation_starts() -> Table:
@@ -123,6 +143,19 @@ def distillation() -> Table:
         looks = [f"{100 * look['dev spearman']:.1f}" for look in found["history"]]
         rows.append([found["variant"], *looks, f"{found['seconds'] / 60:.1f}"])
     return Table(["variant", "stsb_dev after ¼", "½", "¾", "all", "minutes"], rows)
+
+
+def distillation_history() -> Table:
+    """How the training of the shipped encoder went."""
+    rows = [
+        [
+            row["step"],
+            *(f"{row[f'train {name}']:.3f}" for name in ("distance", "similarity")),
+            f"{100 * row['dev spearman']:.1f}",
+        ]
+        for row in load("ship")["training"]["history"]
+    ]
+    return Table(["step", "distance", "similarity", "stsb_dev"], rows)
 
 
 def bits() -> Table:
@@ -163,15 +196,18 @@ def samples() -> Table:
 
 def classification(systems: Sequence[str]) -> Table:
     rows = []
+    words = {**multitask.WORDS, **EARLIER_MULTITASK}
     for system in systems:
         found = load_all(sorted((RESULTS / "multitask").glob(f"{system}-[0-9]*.json")))
+        if not found:
+            continue
         cells = [
             mean_and_spread([f["test"][task][measure] for f in found]) if task in found[0]["test"] else ""
             for task, measure in TASKS.items()
         ]
         count = " + ".join(f"{rows:,}" for rows in found[0]["rows"].values())
         minutes = f"{np.mean([f['seconds'] for f in found]) / 60:.0f}" if "seconds" in found[0] else ""
-        rows.append([multitask.WORDS[system], len(found), *cells, count, minutes])
+        rows.append([words[system], len(found), *cells, count, minutes])
     return Table(["system", "seeds", "topic accuracy", "sentiment macro recall", "training rows", "minutes"], rows)
 
 
@@ -179,7 +215,7 @@ def classification_interval() -> Table:
     """The sampling error of the test rows: a recall is a share of its class's rows."""
     rows = []
     for task, measure in TASKS.items():
-        found = load("multitask/shipped-all-0")["test"][task]
+        found = load("multitask/first-all-0")["test"][task]
         confusion = np.array(found["confusion"])
         count = confusion.sum(axis=1)  # (classes,)
         recall = np.diag(confusion) / count
@@ -188,12 +224,12 @@ def classification_interval() -> Table:
         low, high = found[measure] - margin, found[measure] + margin
         name = f"{task} {measure.replace('_', ' ')}"
         rows.append([name, f"{count.sum():,}", f"{found[measure]:.3f}", f"{low:.3f} to {high:.3f}"])
-    return Table(["both tasks, from the shipped encoder", "test rows", "result", "95% interval"], rows)
+    return Table([EARLIER_MULTITASK["first-all"], "test rows", "result", "95% interval"], rows)
 
 
 def sharing() -> Table:
     rows = []
-    for prefix, start in (("", "random weights"), ("shipped-", "the shipped encoder")):
+    for prefix, start in (("", "random weights"), ("first-", "the first encoder")):
         cells = []
         for task, measure in TASKS.items():
             together, alone = (
@@ -280,11 +316,25 @@ def near_and_far_differences() -> Table:
 
 def heads() -> Table:
     parts = [(part, task) for part in ("dev", "test") for task in TASKS]
+    rows = []
+    for f in load("heads")["found"]:
+        how = [f"{f['learning_rate']:g}", f["epochs"]] if "epochs" in f else ["", ""]
+        rows.append([f"{f['rows']:,}", f["head"], *how, *(f"{f[part][task]:.3f}" for part, task in parts)])
+    return Table(["rows", "head", "rate", "epochs", *(f"{part} {task}" for part, task in parts)], rows)
+
+
+def keeping() -> Table:
+    """What is kept and reached with each weight of `--keep-similarity`."""
+    found: dict[float, list[Record]] = {}
+    for path in sorted((RESULTS / "keeping").glob("*.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(one["weight"], []).append(one)
+    measures = {name: of for name, of in MEASURES.items() if name != "dev at half"}
     rows = [
-        [f"{f['learning_rate']:g}", f["epochs"], *(f"{f[part][task]:.3f}" for part, task in parts)]
-        for f in load("freezing/heads")["found"]
+        [f"{weight:g}", len(records), *(result(name, [of(one) for one in records]) for name, of in measures.items())]
+        for weight, records in sorted(found.items())
     ]
-    return Table(["heads' rate", "epochs", *(f"{part} {task}" for part, task in parts)], rows)
+    return Table(["weight", "seeds", *measures], rows)
 
 
 def added_task() -> Table:
@@ -383,7 +433,9 @@ def short_similarity() -> Table:
 
 
 def short_all_rows() -> Table:
-    return classification(multitask.ON_ALL).pick(["system", "topic accuracy", "sentiment macro recall"])
+    left_out = EARLIER_MULTITASK["frozen-first"]
+    columns = ["system", "topic accuracy", "sentiment macro recall"]
+    return classification(ON_ALL).pick(columns, lambda row: row[0] != left_out)
 
 
 def short_freezing() -> Table:
@@ -403,12 +455,15 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "paired": paired,
     "distillation-starts": distillation_starts,
     "distillation": distillation,
+    "distillation-history": distillation_history,
     "bits": bits,
     "peers": peers,
     "samples": samples,
-    "all-rows": partial(classification, multitask.ON_ALL),
+    "all-rows": partial(classification, ON_ALL),
     "all-rows-interval": classification_interval,
-    "some-rows": partial(classification, [system for system in multitask.WORDS if system not in multitask.ON_ALL]),
+    "some-rows": partial(
+        classification, [name for name in (*multitask.WORDS, *EARLIER_MULTITASK) if name not in ON_ALL]
+    ),
     "sharing": sharing,
     "costs": costs,
     "freezing": partial(freezing_scenarios, "shipped"),
@@ -417,6 +472,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "near-and-far": near_and_far,
     "near-and-far-differences": near_and_far_differences,
     "heads": heads,
+    "keeping": keeping,
     "added-task": added_task,
     "strategies": partial(strategies, "shipped"),
     "strategies-minilm": partial(strategies, "minilm"),

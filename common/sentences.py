@@ -182,7 +182,7 @@ class DistillationObjective(SentenceObjective):
         self._teachers, self._kept = list(teachers), kept  # in a list: their parameters are not the objective's
         self.projection = nn.Parameter(torch.zeros(self.target_width, encoder.dim))
         self.contents |= {
-            "the teachers": [weights_digest(teacher) for teacher in teachers],
+            "the teachers": [f"{weights_digest(teacher)} {teacher.pooling}" for teacher in teachers],
             "the weight of the similarities": similarity_weight,
         }
 

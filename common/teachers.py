@@ -21,7 +21,7 @@ from common.files import atomic_file
 
 
 class KeptEmbeddings:
-    """An encoder's embeddings of some texts, in a file named after its weights, its length, the options and the texts.
+    """An encoder's embeddings of some texts, in a file named after its weights, how it embeds, and the texts.
 
     The file is a `.npy` of (texts, dim + 1) float16: an embedding, and 1 once it is there. Processes on one machine
     may share it.
@@ -36,7 +36,8 @@ class KeptEmbeddings:
 
     def __init__(self, encoder: Encoder, texts: Sequence[str], folder: Path, **options: Any) -> None:
         self.encoder, self.texts, self.options = encoder, texts, options
-        named = digest(weights_digest(encoder), encoder.tokenizer.max_length, options.get("precision"), texts)
+        how = encoder.pooling, encoder.tokenizer.max_length, options.get("precision")
+        named = digest(weights_digest(encoder), how, texts)
         self.path = Path(folder) / f"{named[:16]}.npy"
         if not self.path.is_file():
             with atomic_file(self.path) as temporary:  # holes: it takes room only as rows are written

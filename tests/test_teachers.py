@@ -45,12 +45,14 @@ def test_no_text_is_embedded_twice(teachers, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first, again[1:3])
 
 
-@pytest.mark.parametrize("change", ["weights", "texts", "length", "precision"])
-def test_another_teacher_text_length_or_precision_is_kept_apart(change, teachers, tmp_path):
+@pytest.mark.parametrize("change", ["weights", "pooling", "texts", "length", "precision"])
+def test_another_teacher_or_text_or_way_to_embed_is_kept_apart(change, teachers, tmp_path):
     encoder, texts, options = teachers[0], TEXTS, {"precision": "fp32"}
     KeptEmbeddings(encoder, texts, tmp_path, **options)
     if change == "weights":
         torch.nn.init.normal_(encoder.embeddings.tokens.weight)
+    elif change == "pooling":
+        encoder.pooling = "cls"
     elif change == "length":
         encoder.cut_at(5)
     elif change == "texts":
