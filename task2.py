@@ -9,10 +9,7 @@ python task2.py predict --model DIR TEXT [TEXT ...]      use it
 python task2.py COMMAND --help                           the options of a command
 """
 
-import csv
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -24,7 +21,7 @@ from accelerate.utils import set_seed
 from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
 from common.data import SAMPLES, LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import InferenceConfig, resolve_device, resolve_precision, share_out
+from common.devices import InferenceConfig, resolve_device, resolve_precision
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.exact import can_be_fitted, fit_linear_heads
@@ -37,8 +34,9 @@ from common.metrics import calibrate, judge_tasks
 from common.multitask import MultiTaskConfig, MultiTaskObjective, refuse_untrainable
 from common.objective import RESULT_FILES
 from common.optim import describe
-from common.readers import STDIN, chunked, read_texts
-from common.report import heading, parts_table, print_classes, results_table, shorten, table, terminal_width, write_rows
+from common.predictions import predictions, print_csv, print_jsonl, print_table
+from common.readers import STDIN, read_texts
+from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
 from common.train import FINE_TUNING_RATE, SCRATCH_RATE, Trainer
 
 Parts = Mapping[str, MultiTaskDataset | None]  # "dev" and "test"
@@ -46,7 +44,6 @@ Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks`
 RUN = ROOT / "runs" / "task2"
 NONE = ("none",)
 HELD_OUT, FEWEST_TO_SPLIT = 10, 100  # with fewer rows, too few would be held out to choose by
-CHUNK = 1024
 MODEL_HELP = "a trained model's folder (default: runs/task2)"
 
 
@@ -325,52 +322,6 @@ class Predict(InferenceConfig):
         model, options = open_model(self, self.model)
         printers = {"table": print_table, "jsonl": print_jsonl, "csv": partial(print_csv, every=self.probabilities)}
         printers[self.format](model, predictions(model, texts, explain=self.explain, **options))
-
-
-Predictions = Iterator[tuple[str, dict[str, Any]]]
-
-
-def predictions(model: MultiTaskModel, texts: Iterator[str], **options: Any) -> Predictions:
-    """Each text with its prediction, read and classified a chunk at a time."""
-    for chunk in chunked(texts, CHUNK):
-        yield from zip(chunk, share_out(partial(model.predict, **options), chunk), strict=True)
-
-
-def print_table(model: MultiTaskModel, predicted: Predictions) -> None:
-    """For people: a text, its label for each task with its probability, and (explained) the words attended to."""
-    widths = {task: max(len(label) for label in [*labels, task]) for task, labels in model.tasks.items()}
-    text_width = max(terminal_width() - sum(widths.values()) - 8 * len(widths), 24)
-    print("  ".join(["text".ljust(text_width), *(task.ljust(width + 6) for task, width in widths.items())]).rstrip())
-    for text, result in predicted:
-        cells = [shorten(text, text_width).ljust(text_width)]
-        for task, width in widths.items():
-            label = result[task]["label"]
-            cells.append(f"{label:<{width}} {result[task]['probabilities'][label]:>5.0%}")
-        print("  ".join(cells))
-        for task in widths:
-            if "attention" in result[task]:
-                words = " ".join(f"{w}({s:.0%})" if s >= 0.05 else w for w, s in result[task]["attention"])
-                print(f"    {task}: {words}")
-
-
-def print_jsonl(_: MultiTaskModel, predicted: Predictions) -> None:
-    """For programs: a JSON object a line, the text beside what `predict` gives."""
-    for text, result in predicted:
-        print(json.dumps({"text": text, **result}, ensure_ascii=False))
-
-
-def print_csv(model: MultiTaskModel, predicted: Predictions, every: bool = False) -> None:
-    """For spreadsheets: text, and for each task its label and the label's probability, or `every` label's."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns = {task: [f"{task}: {label}" for label in labels] for task, labels in model.tasks.items()}
-    header = [name for task in columns for name in (task, *(columns[task] if every else [f"{task} probability"]))]
-    writer.writerow(["text", *header])
-    for text, result in predicted:
-        cells = []
-        for found in result.values():
-            shown = found["probabilities"].values() if every else [found["probabilities"][found["label"]]]
-            cells += [found["label"], *(f"{probability:.6f}" for probability in shown)]
-        writer.writerow([text, *cells])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from accelerate import PartialState
 
 import task1
 import task2
+from common import predictions
 from common.checkpoint import CHECKPOINT
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +167,7 @@ def test_evaluate_shares_the_pairs(pairs, tiny_folder, tmp_path):
 
 
 def test_predict_and_evaluate_share_the_texts_and_keep_their_order(labelled, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(task2, "CHUNK", 7)
+    monkeypatch.setattr(predictions, "CHUNK", 7)
     model, out = tmp_path / "model", tmp_path / "out"
     run(task2.main, "train", labelled, "--encoder", tiny_folder, "--output", model, processes=1, output=out)
     predict = ["predict", "--input", labelled, "--model", model, "--format", "jsonl"]

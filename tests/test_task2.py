@@ -260,7 +260,7 @@ def test_evaluate_shows_each_class_in_a_table(trained, labelled, capsys):
 
 
 def test_predict_streams_a_file_as_csv_with_all_probabilities(trained, labelled, capsys, monkeypatch):
-    monkeypatch.setattr(task2, "CHUNK", 5)
+    monkeypatch.setattr("common.predictions.CHUNK", 5)
     arguments = ["predict", "--input", str(labelled), "--model", str(trained), "--format", "csv"]
     task2.main([*arguments, "--probabilities"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
