@@ -334,6 +334,13 @@ def keeping() -> Table:
         [f"{weight:g}", len(records), *(result(name, [of(one) for one in records]) for name, of in measures.items())]
         for weight, records in sorted(found.items())
     ]
+    nothing = found.pop(0.0)
+    for weight, records in sorted(found.items()):
+        if len(records) == len(nothing) == SEEDS:
+            lost = [
+                difference(name, [of(r) for r in records], [of(r) for r in nothing]) for name, of in measures.items()
+            ]
+            rows.append([f"{weight:g} less 0", len(records), *lost])
     return Table(["weight", "seeds", *measures], rows)
 
 
