@@ -45,9 +45,10 @@ def trained(
 
 
 def record(path: Path, result: dict[str, Any]) -> None:
-    """Write a result under benchmarks/results/ with all that is needed to make it again."""
+    """Write a result under benchmarks/results/ with all that is needed to make it again; no path of the machine."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     about = {
-        "command": "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {word}" for word in sys.argv[1:]),
+        "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *words]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": {name: version(name) for name in PACKAGES},
