@@ -24,7 +24,7 @@ def can_be_fitted(model: MultiTaskModel, data: MultiTaskDataset) -> bool:
 
     A head that has learned labels which are not here would forget them: it takes training, which goes on from there.
     """
-    if model.kind != "linear" or not all(map(is_frozen, model.encoder.stages())):
+    if model.kind != "linear" or not model.encoder_is_frozen:
         return False
     return all(set(labelled(data, task)[1]) == set(range(len(model.tasks[task]))) for task in to_fit(model, data))
 

@@ -18,7 +18,7 @@ from common.embedding import BATCH_TOKENS, Encoder, evaluating, pool
 from common.errors import UserError
 from common.files import atomic_folder, write_json
 from common.folders import model_folder
-from common.freezing import frozen_stages
+from common.freezing import frozen_stages, is_frozen
 from common.load import load_encoder
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
@@ -223,6 +223,11 @@ class MultiTaskModel(nn.Module):
         """
         for name in self.frozen_stages(*words):
             self.named_stages()[name].requires_grad_(False)
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether no parameter of the encoder trains."""
+        return is_frozen(self.encoder)
 
     def set_dropout(self, share: float) -> None:
         """The share of values dropped while training from now on, in the encoder and the heads."""

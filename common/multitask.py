@@ -125,16 +125,13 @@ class MultiTaskObjective(Objective):
         self.rates = learning_rates(config.rates, model, config.learning_rate)
         model.freeze(*config.freeze)
         refuse_untrainable(model, data)
-        # What training moves has to be calibrated anew.
-        encoder_trains = not all(map(is_frozen, model.encoder.stages()))
-        model.temperatures |= {
-            task: 1.0 for task in tasks if data.labelled(task) and (encoder_trains or not is_frozen(model.head(task)))
-        }
+        for task in learning(model, data):  # what training moves has to be calibrated anew
+            model.temperatures[task] = 1.0
         self.thaw = self._thaw(config)
         self.keep_similarity, self.start = config.keep_similarity, None
         self.tracked = tuple(f"{task} {name}" for task in tasks for name in ("loss", "accuracy"))
         if self.keep_similarity:
-            if all(map(is_frozen, model.encoder.stages())):
+            if model.encoder_is_frozen:
                 raise UserError("needs an encoder that is not all frozen", "keep_similarity")
             self.tracked += ("distance",)
         dev_digest = dev.digest() if dev else None
@@ -146,7 +143,7 @@ class MultiTaskObjective(Objective):
         if config.unfreeze is None:
             return {}
         stages = self.model.encoder.named_stages()
-        if all(map(is_frozen, stages.values())):
+        if self.model.encoder_is_frozen:
             raise UserError("needs an encoder that is not all frozen", "unfreeze")
         rows = len(self.data)
         between = config.unfreeze * config.steps_per_epoch(rows) or config.total_steps(rows) / 2 / len(stages)
@@ -162,7 +159,7 @@ class MultiTaskObjective(Objective):
         if self.keep_similarity:
             embeddings = share_out(partial(self.model.encoder.encode, **options), self.data.texts)
             self.start = torch.from_numpy(np.asarray(embeddings))  # (rows, dim)
-        if all(map(is_frozen, self.model.encoder.stages())):
+        if self.model.encoder_is_frozen:
             sets = [data for data in self._texts if data is not None]
             with_states = frozen_data(sets, self.model.encoder, folder, options)
             self.data, self.dev = with_states if self.dev else (with_states[0], None)
@@ -181,9 +178,8 @@ class MultiTaskObjective(Objective):
     def losses(self, step: Step) -> Iterator[Tensor]:
         """Each batch's part of the weighted sum of the tasks' means over the whole step."""
         device = self.model.encoder.device
-        counts = torch.zeros(
-            len(self.model.tasks) + 1, device=device
-        )  # labelled rows of each task in the step, and all
+        # The labelled rows of each task in the step, and at the end all rows.
+        counts = torch.zeros(len(self.model.tasks) + 1, device=device)
         for batch in step.batches:
             counts[:-1] += (batch["labels"] != UNLABELLED).sum(dim=0)
             counts[-1] += len(batch["labels"])
@@ -245,16 +241,18 @@ class MultiTaskObjective(Objective):
         return "\n".join(lines)
 
 
+def learning(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:
+    """The tasks that have labels in the data, and something that learns from them."""
+    return [t for t in model.tasks if data.labelled(t) and not (model.encoder_is_frozen and is_frozen(model.head(t)))]
+
+
 def refuse_untrainable(model: MultiTaskModel, data: MultiTaskDataset) -> None:
     """UserError where a new head is frozen, or where nothing that trains has labels to learn from."""
-    heads = {task: all(map(is_frozen, model.head_stages(task).values())) for task in model.tasks}
-    if new := [task for task, frozen in heads.items() if frozen and task in model.untrained]:
+    if new := [task for task in model.tasks if task in model.untrained and is_frozen(model.head(task))]:
         raise UserError(
             f"the head of {', '.join(new)} is new, or has new labels: frozen, it would stay at random", "freeze"
         )
-    encoder_trains = not all(map(is_frozen, model.encoder.stages()))
-    learning = [task for task, frozen in heads.items() if data.labelled(task) and (encoder_trains or not frozen)]
-    if not learning:
+    if not learning(model, data):
         raise UserError("nothing that trains has labelled rows to learn from", "freeze")
 
 
