@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
 from common.data import SAMPLES, LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import InferenceConfig, resolve_device, resolve_precision
+from common.devices import InferenceConfig, resolve_device
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.exact import can_be_fitted, fit_linear_heads
@@ -198,8 +198,7 @@ class Train(MultiTaskConfig):
 
     def options(self, model: MultiTaskModel) -> dict[str, Any]:
         """How to run a model outside the training loop."""
-        precision = resolve_precision(self.precision, model.encoder.device)
-        return {"precision": precision, "batch_tokens": self.batch_tokens}
+        return {"precision": self.precision, "batch_tokens": self.batch_tokens}
 
 
 def fit(

@@ -18,7 +18,6 @@ from benchmarks.multitask import part_of
 from benchmarks.record import RESULTS, record
 from common.cli import ROOT
 from common.data import MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import resolve_precision
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
@@ -49,7 +48,7 @@ def first_model(data: Path, size: int, seed: int) -> Path:
 
 def sentiment_before(model: MultiTaskModel, data: Path) -> float:
     asked = MultiTaskDataset(test_rows(data, "both"), model.tasks, model.encoder.tokenizer)
-    results = evaluate_tasks(model, asked, precision=resolve_precision("auto", model.encoder.device))
+    results = evaluate_tasks(model, asked)
     return results["sentiment"]["macro_recall"]
 
 

@@ -21,7 +21,6 @@ from benchmarks.sts import corpus_part, minilm_folder
 from benchmarks.widening import PROBE_SENTENCES, head_importance, most_important_heads, widen, widened_teacher
 from common.cli import ROOT
 from common.data import read_scored_pairs
-from common.devices import resolve_precision
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.metrics import pair_similarities, spearman
 
@@ -90,10 +89,8 @@ def measure_starts(data: Path) -> dict[str, float]:
         "8 heads, sinusoids and noise: the start": widen(teacher, kept),
     }
     left, right = zip(*pairs.rows, strict=True)
-    precision = resolve_precision("auto", teacher.device)
     return {
-        name: spearman(pair_similarities(encoder.eval(), left, right, precision=precision), pairs.scores)
-        for name, encoder in starts.items()
+        name: spearman(pair_similarities(encoder.eval(), left, right), pairs.scores) for name, encoder in starts.items()
     }
 
 

@@ -16,7 +16,6 @@ import gzip
 import random
 import sysconfig
 import tempfile
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from benchmarks.multitask import TASKS, TEST_ROWS, part_of
 from benchmarks.record import RESULTS, record
 from benchmarks.sts import minilm_folder
 from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, read_scored_pairs, training_tasks
-from common.devices import resolve_precision
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks, pair_similarities, spearman
@@ -107,15 +105,14 @@ def code_snippets() -> list[tuple[str, str]]:
 def measure(model: MultiTaskModel, data: Path, target: str) -> dict[str, float]:
     """Each task's test result, and Spearman on stsb_test."""
     asked = MultiTaskDataset(test_rows(data, target), model.tasks, model.encoder.tokenizer)
-    results = evaluate_tasks(model, asked, precision=resolve_precision("auto", model.encoder.device))
+    results = evaluate_tasks(model, asked)
     reached = {task: results[task][MEASURES[task]] for task in results}
     return {**reached, "stsb_test": similarity(model.encoder, data)}
 
 
 def similarity(encoder: SentenceEncoder, data: Path) -> float:
     pairs = read_scored_pairs(data / "sts" / "stsb_test.csv")
-    precision = resolve_precision("auto", encoder.device)
-    return spearman(pair_similarities(encoder, *zip(*pairs.rows, strict=True), precision=precision), pairs.scores)
+    return spearman(pair_similarities(encoder, *zip(*pairs.rows, strict=True)), pairs.scores)
 
 
 def run_scenario(data: Path, encoder_name: str, target: str, scenario: str, size: int, seed: int) -> dict[str, object]:
@@ -151,8 +148,7 @@ def starting_encoder(name: str) -> SentenceEncoder:
 
 def nearness(data: Path) -> dict[str, float]:
     """For each target: the cosine similarity of a text to the nearest of 10,000 corpus sentences, on average."""
-    encoder = SentenceEncoder.from_pretrained()
-    encode = partial(encoder.encode, precision=resolve_precision("auto", encoder.device))
+    encode = SentenceEncoder.from_pretrained().encode
     with gzip.open(data / "corpus" / "sentences.txt.gz", "rt", encoding="utf-8") as lines:
         corpus = encode([line.strip() for line in islice(lines, CORPUS_ROWS)])
     parts = {

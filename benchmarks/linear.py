@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from common.data import LabelledRows
-from common.devices import resolve_precision
 from common.embedding import Encoder
 from common.metrics import classification_metrics
 
@@ -33,8 +32,7 @@ class EmbeddingFeatures(TransformerMixin, BaseEstimator):
 
     def transform(self, texts: list[str]) -> np.ndarray:
         """Texts to (n, dim) float32."""
-        precision = resolve_precision("auto", self.encoder.device)
-        return self.encoder.encode(list(texts), precision=precision)
+        return self.encoder.encode(list(texts))
 
 
 def linear_classifier(

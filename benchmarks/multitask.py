@@ -21,7 +21,6 @@ from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import minilm_folder
 from common.cli import ROOT
 from common.data import MultiTaskDataset, read_labelled_rows
-from common.devices import resolve_precision
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
@@ -79,7 +78,7 @@ def train(data: Path, system: str, seed: int) -> dict[str, object]:
     for task in tasks:
         asked = read_labelled_rows([part_of(data, task, "test", ALL if system in ON_ALL else TEST_ROWS)])
         labelled = MultiTaskDataset(asked, model.tasks, model.encoder.tokenizer)
-        test |= evaluate_tasks(model, labelled, precision=resolve_precision("auto", model.encoder.device))
+        test |= evaluate_tasks(model, labelled)
     return {
         "training": " ".join(options),
         "rows": {task: count_rows(data, task, rows[task]) for task in tasks},

@@ -23,7 +23,6 @@ from benchmarks.record import RESULTS, record, trained
 from benchmarks.teachers import TAUGHT_BY, TEACHERS, teacher_folder
 from common.cli import ROOT
 from common.data import SAMPLES, TrainingRows, read_scored_pairs
-from common.devices import resolve_precision
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.load import load_encoder
@@ -95,18 +94,17 @@ def train(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
 
 
 def encoder_similarity(encoder: Encoder) -> Similarity:
-    precision = resolve_precision("auto", encoder.device)
-    return lambda left, right: pair_similarities(encoder, left, right, precision=precision)
+    return lambda left, right: pair_similarities(encoder, left, right)
 
 
 def joined_similarity(encoders: Sequence[Encoder]) -> Similarity:
     """The cosines of several teachers' embeddings, joined as `task1.py train` joins them."""
 
     def similarity(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-        texts, options = [*left, *right], {"precision": resolve_precision("auto", encoders[0].device)}
+        texts = [*left, *right]
         every, sample = range(len(texts)), range(min(len(texts), FITTED_SENTENCES))
         with tempfile.TemporaryDirectory() as folder:
-            kept = [KeptEmbeddings(encoder, texts, Path(folder), **options) for encoder in encoders]
+            kept = [KeptEmbeddings(encoder, texts, Path(folder)) for encoder in encoders]
             embeddings = JoinedTeachers(kept, sample)[every]
         return (embeddings[: len(left)] * embeddings[len(left) :]).sum(dim=1).numpy()
 

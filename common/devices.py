@@ -60,9 +60,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: bf16 where the processor computes in it, else fp32."""
-    if precision != "auto":
+    """What "auto" means on a device: bf16 where the processor computes in it, else fp32. Others mean themselves.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    if precision in DTYPES:
         return precision
+    if precision != "auto":
+        raise UserError(f'must be one of auto, {", ".join(DTYPES)}, not "{precision}"', "precision")
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
@@ -75,14 +81,13 @@ def cpu_computes_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """A context that computes in bf16 or fp16 on the device; "fp32" changes nothing.
+    """A context that computes in a precision on the device; fp32 changes nothing.
 
     Raises:
         UserError: there is no such precision.
     """
-    if precision not in DTYPES:
-        raise UserError(f'must be one of {", ".join(DTYPES)}, not "{precision}"', "precision")
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+    dtype = DTYPES[resolve_precision(precision, device)]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def processes(cpu: bool = True) -> PartialState:

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batching import token_budget_batches
-from common.devices import InferenceConfig, autocast
+from common.devices import InferenceConfig
 from common.errors import UserError
 from common.files import atomic_folder
 from common.folders import Description
+from common.lowered import lowered
 from common.tokenizer import SentenceTokenizer
 
 BATCH_TOKENS = InferenceConfig.batch_tokens
@@ -89,16 +90,17 @@ class Encoder(nn.Module):
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, share)
 
-    def encode(self, sentences: Sequence[str], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32") -> np.ndarray:
+    def encode(self, sentences: Sequence[str], batch_tokens: int = BATCH_TOKENS, precision: str = "auto") -> np.ndarray:
         """Embed sentences: (n, dim) float32 with unit rows, in the order given.
 
         Args:
             sentences: any strings; one with no known token still gets a unit vector, and a warning counts them.
             batch_tokens: the most tokens in one batch, padding included. Only speed and memory depend on it.
-            precision: "fp32", or "bf16" / "fp16" for autocast.
+            precision: "fp32", "bf16", "fp16", or "auto": bf16 where the processor computes in it, else fp32.
 
         Raises:
             TypeError: an element is not a string, or `sentences` is a single string.
+            UserError: there is no such precision.
         """
         if isinstance(sentences, str):
             raise TypeError("encode takes a list of sentences, not a single string")
@@ -106,7 +108,7 @@ class Encoder(nn.Module):
         return chunks[0] if chunks else np.zeros((0, self.dim), dtype=np.float32)
 
     def encode_stream(
-        self, chunks: Iterable[list[str]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+        self, chunks: Iterable[list[str]], batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
     ) -> Iterator[np.ndarray]:
         """Embed lists of sentences one after another, each as `encode` does; memory holds one list at a time.
 
@@ -129,10 +131,11 @@ class Encoder(nn.Module):
     @torch.inference_mode()
     def _embed(self, rows: list[list[int]], batch_tokens: int, precision: str) -> np.ndarray:
         embeddings = np.empty((len(rows), self.dim), dtype=np.float32)
-        with evaluating(self), autocast(self.device, precision):
+        encoder = lowered(self, precision)
+        with evaluating(encoder):
             for batch in token_budget_batches([len(row) for row in rows], batch_tokens):
                 input_ids, attention_mask = self.tokenizer.pad([rows[i] for i in batch])
-                embeddings[batch] = self(input_ids.to(self.device), attention_mask.to(self.device)).cpu().numpy()
+                embeddings[batch] = encoder(input_ids.to(self.device), attention_mask.to(self.device)).cpu().numpy()
         return embeddings
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -20,6 +20,7 @@ from common.files import atomic_folder, write_json
 from common.folders import model_folder
 from common.freezing import frozen_stages, is_frozen
 from common.load import load_encoder
+from common.lowered import lowered
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
 KINDS = ("attention", "linear")
@@ -256,7 +257,7 @@ class MultiTaskModel(nn.Module):
         return (logits.float() / self.temperatures[task]).softmax(dim=-1)
 
     def logits(
-        self, items: Sequence[Mapping[str, Any]], batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+        self, items: Sequence[Mapping[str, Any]], batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
     ) -> dict[str, Tensor]:
         """Each task's (rows, classes) logits, in fp32 on the CPU, in the order given.
 
@@ -273,7 +274,7 @@ class MultiTaskModel(nn.Module):
     def _batches(
         self, items: Sequence[Mapping[str, Any]], batch_tokens: int, precision: str
     ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
-        device = self.encoder.device
+        device, encoder = self.encoder.device, lowered(self.encoder, precision)
         for indices in token_budget_batches([len(item["ids"]) for item in items], batch_tokens):
             input_ids, attention_mask = self.encoder.tokenizer.pad([items[i]["ids"] for i in indices])
             attention_mask = attention_mask.to(device)
@@ -281,12 +282,12 @@ class MultiTaskModel(nn.Module):
                 if "states" in items[indices[0]]:
                     states = pad_states([items[i]["states"] for i in indices]).to(device)
                 else:
-                    states = self.encoder.token_states(input_ids.to(device), attention_mask)
+                    states = encoder.token_states(input_ids.to(device), attention_mask)
                 output = self.classify(states, attention_mask)
             yield indices, output
 
     def predict(
-        self, texts: Sequence[str], explain: bool = False, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+        self, texts: Sequence[str], explain: bool = False, batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
     ) -> list[dict[str, dict[str, Any]]]:
         """Classify texts: for each, `{task: {"label": ..., "probabilities": {label: ...}}}`, in the order given.
 

@@ -97,7 +97,7 @@ def judge_tasks(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -
 
 
 def evaluate_tasks(
-    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
 ) -> dict[str, dict[str, Any]]:
     """How a model does on each task that has labels in the data.
 
@@ -126,7 +126,7 @@ def calibrate(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -> 
 
 
 def labelled_logits(
-    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """For each task that has labels in the data, those rows' (rows, classes) logits and (rows,) classes."""
 

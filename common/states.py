@@ -15,9 +15,10 @@ from torch import Tensor
 from common.batching import token_budget_batches
 from common.cli import progress_bar
 from common.data import MultiTaskDataset
-from common.devices import autocast, processes, share_of, sum_over_processes, wait_for_all
+from common.devices import processes, share_of, sum_over_processes, wait_for_all
 from common.embedding import Encoder, evaluating
 from common.heads import pad_states
+from common.lowered import lowered
 
 STORE = ".token-states.partial"
 
@@ -58,8 +59,8 @@ class FrozenEncoderDataset:
     def _fill(self, encoder: Encoder, precision: str, batch_tokens: int) -> None:
         """Compute each row's states without dropout; each process those of its share."""
         rows = share_of(range(len(self)))
-        bar = progress_bar(len(rows), " texts", "frozen encoder, once")
-        with evaluating(encoder), autocast(encoder.device, precision), bar:
+        bar, encoder = progress_bar(len(rows), " texts", "frozen encoder, once"), lowered(encoder, precision)
+        with evaluating(encoder), bar:
             for batch in token_budget_batches([self.lengths[i] for i in rows], batch_tokens):
                 input_ids, attention_mask = encoder.tokenizer.pad([self.data.ids[rows[i]] for i in batch])
                 states = encoder.token_states(input_ids.to(encoder.device), attention_mask.to(encoder.device))

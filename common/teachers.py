@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.checkpoint import weights_digest
 from common.data import digest
+from common.devices import resolve_precision
 from common.embedding import Encoder
 from common.errors import UserError
 from common.files import atomic_file
@@ -36,7 +37,8 @@ class KeptEmbeddings:
 
     def __init__(self, encoder: Encoder, texts: Sequence[str], folder: Path, **options: Any) -> None:
         self.encoder, self.texts, self.options = encoder, texts, options
-        how = encoder.pooling, encoder.tokenizer.max_length, options.get("precision")
+        precision = resolve_precision(options.get("precision", "auto"), encoder.device)
+        how = encoder.pooling, encoder.tokenizer.max_length, precision
         named = digest(weights_digest(encoder), how, texts)
         self.path = Path(folder) / f"{named[:16]}.npy"
         if not self.path.is_file():

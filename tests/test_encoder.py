@@ -110,7 +110,7 @@ def test_a_berts_weights_come_back_bit_exactly(tokenizer, tmp_path):
 def test_saved_model_embeds_bit_identically_in_a_new_process(tiny_encoder, tiny_folder, tmp_path):
     program = (
         "import sys, numpy; from common.encoder import SentenceEncoder; "
-        "numpy.save(sys.argv[2], SentenceEncoder.from_pretrained(sys.argv[1]).encode(sys.argv[3:]))"
+        "numpy.save(sys.argv[2], SentenceEncoder.from_pretrained(sys.argv[1]).encode(sys.argv[3:], precision='fp32'))"
     )
     output = tmp_path / "new.npy"
     subprocess.run([sys.executable, "-c", program, str(tiny_folder), str(output), *SENTENCES], check=True)
@@ -189,7 +189,7 @@ def test_a_single_string_is_refused(tiny_encoder):
 
 @pytest.mark.parametrize("sentences", [SENTENCES, []])
 def test_a_precision_there_is_none_of_is_answered_with_the_choices(tiny_encoder, sentences):
-    with pytest.raises(UserError, match='precision: must be one of fp32, bf16, fp16, not "int8"'):
+    with pytest.raises(UserError, match='precision: must be one of auto, fp32, bf16, fp16, not "int8"'):
         tiny_encoder.encode(sentences, precision="int8")
 
 

@@ -272,7 +272,7 @@ def test_predicting_in_bf16_gives_nearly_the_same_probabilities(model):
 
 
 def test_predicting_in_a_precision_there_is_none_of_is_answered_with_the_choices(model):
-    with pytest.raises(UserError, match='precision: must be one of fp32, bf16, fp16, not "int8"'):
+    with pytest.raises(UserError, match='precision: must be one of auto, fp32, bf16, fp16, not "int8"'):
         model.predict(TEXTS, precision="int8")
 
 

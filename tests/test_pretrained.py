@@ -74,6 +74,11 @@ def test_it_has_no_pooler(build):
     assert not [name for name, _ in build("roberta").named_parameters() if "pooler" in name]
 
 
+def test_half_precision_gives_nearly_the_same_embeddings(encoder):
+    rough, exact = (encoder.encode(SENTENCES, precision=precision) for precision in ("bf16", "fp32"))
+    np.testing.assert_allclose(rough, exact, atol=0.03)
+
+
 def test_every_parameter_is_in_exactly_one_stage(encoder):
     held = [id(parameter) for stage in encoder.stages() for parameter in stage.parameters()]
     assert sorted(held) == sorted(map(id, encoder.parameters()))
