@@ -34,20 +34,28 @@ from common.cli import (
     run_command,
     within,
 )
-from common.data import SAMPLES, SentenceDataset, TrainingRows, read_scored_pairs, read_training_rows
-from common.devices import InferenceConfig, interleaved, share_of
+from common.config import (
+    FINE_TUNING_RATE,
+    SCRATCH_RATE,
+    SHIPPED_WORDS,
+    SIMILARITY_WEIGHT,
+    InferenceConfig,
+    TrainingConfig,
+)
+from common.data import SentenceDataset
+from common.devices import interleaved, share_of
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.figures import map_figure, save_figure, similarity_figure
 from common.files import ArrayWriter, atomic_file, to_json, write_json
-from common.load import SHIPPED_WORDS, load_encoder
-from common.losses import SIMILARITY_WEIGHT
+from common.load import load_encoder
 from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
 from common.readers import chunked, read_texts
 from common.report import heading, shorten, table, terminal_width
+from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
 from common.sentences import DistillationObjective, SentenceObjective, pair_objective
-from common.train import FINE_TUNING_RATE, SCRATCH_RATE, Trainer, TrainingConfig
+from common.train import Trainer
 
 RUN = ROOT / "runs" / "task1"
 CHUNK = 4096

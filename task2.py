@@ -20,8 +20,9 @@ from accelerate.utils import set_seed
 
 from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
-from common.data import SAMPLES, LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import InferenceConfig, resolve_device
+from common.config import FINE_TUNING_RATE, SCRATCH_RATE, SHIPPED_WORDS, InferenceConfig, MultiTaskConfig
+from common.data import MultiTaskDataset
+from common.devices import resolve_device
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.exact import can_be_fitted, fit_linear_heads
@@ -29,15 +30,16 @@ from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
 from common.freezing import is_frozen
 from common.heads import KINDS, TASKS, MultiTaskModel
-from common.load import SHIPPED_WORDS, load_encoder
+from common.load import load_encoder
 from common.metrics import calibrate, judge_tasks
-from common.multitask import MultiTaskConfig, MultiTaskObjective, refuse_untrainable
+from common.multitask import MultiTaskObjective, refuse_untrainable
 from common.objective import RESULT_FILES
 from common.optim import describe
 from common.predictions import predictions, print_csv, print_jsonl, print_table
 from common.readers import STDIN, read_texts
 from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
-from common.train import FINE_TUNING_RATE, SCRATCH_RATE, Trainer
+from common.rows import SAMPLES, LabelledRows, read_labelled_rows, training_tasks
+from common.train import Trainer
 
 Parts = Mapping[str, MultiTaskDataset | None]  # "dev" and "test"
 Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks` gives

@@ -15,16 +15,15 @@ from typing import Any
 
 from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, option, run, run_command
 from common.comparison import Outcome, Setting, compare_strategies, random_pairs
-from common.data import SAMPLES, read_labelled_rows, read_scored_pairs
+from common.config import FINE_TUNING_RATE, STRATEGIES, MultiTaskConfig
 from common.errors import UserError
 from common.figures import comparison_figure, rates_figure, save_figure, training_figure
 from common.files import to_json
 from common.heads import MultiTaskModel
 from common.load import load_encoder
-from common.multitask import MultiTaskConfig
-from common.optim import STRATEGIES, layerwise_formulas, learning_rates
+from common.optim import layerwise_formulas, learning_rates
 from common.report import comparison_table, heading, moved_table, table, write_rows
-from common.train import FINE_TUNING_RATE
+from common.rows import SAMPLES, read_labelled_rows, read_scored_pairs
 
 RUN, COMPARISON = ROOT / "runs" / "task4", ROOT / "runs" / "comparison"
 # The heads that a plan is shown for: the tasks of the sample data.

@@ -17,10 +17,11 @@ from benchmarks.freezing import EPOCHS, SEEDS, learn, measure, test_rows, traini
 from benchmarks.multitask import part_of
 from benchmarks.record import RESULTS, record
 from common.cli import ROOT
-from common.data import MultiTaskDataset, read_labelled_rows, training_tasks
+from common.data import MultiTaskDataset
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
+from common.rows import read_labelled_rows, training_tasks
 
 RUNS = ROOT / "runs" / "adding"
 BOTH, TOPIC = "topic and sentiment", "topic"

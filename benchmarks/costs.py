@@ -27,10 +27,12 @@ from accelerate.utils import set_seed
 
 from benchmarks.freezing import HEADS_RATE, RATE, SCENARIOS, training_rows
 from benchmarks.record import RESULTS, record
-from common.data import MultiTaskDataset, training_tasks
+from common.config import MultiTaskConfig
+from common.data import MultiTaskDataset
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
-from common.multitask import MultiTaskConfig, MultiTaskObjective
+from common.multitask import MultiTaskObjective
+from common.rows import training_tasks
 from common.train import Trainer
 
 PATH = RESULTS / "costs.json"

@@ -20,9 +20,9 @@ from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import corpus_part, minilm_folder
 from benchmarks.widening import PROBE_SENTENCES, head_importance, most_important_heads, widen, widened_teacher
 from common.cli import ROOT
-from common.data import read_scored_pairs
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.metrics import pair_similarities, spearman
+from common.rows import read_scored_pairs
 
 RUNS = ROOT / "runs" / "distill"
 SENTENCES = 20_000

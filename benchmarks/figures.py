@@ -15,14 +15,14 @@ from benchmarks.diagram import model_diagram
 from benchmarks.multitask import TASKS
 from benchmarks.record import RESULTS
 from benchmarks.strategies import BASE_RATES, SEEDS, STRATEGIES, at_best_rate, recorded
-from common.data import SAMPLES
+from common.config import FINE_TUNING_RATE
 from common.encoder import SentenceEncoder
 from common.figures import gradients_figure, rates_figure, save_figure, similarity_figure
 from common.files import atomic_file
 from common.heads import MultiTaskModel
 from common.optim import layerwise_learning_rates
 from common.readers import read_texts
-from common.train import FINE_TUNING_RATE
+from common.rows import SAMPLES
 
 FOLDER = RESULTS / "figures"
 COMPARED = ("uniform", "layerwise")

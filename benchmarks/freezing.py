@@ -26,11 +26,13 @@ from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import TASKS, TEST_ROWS, part_of
 from benchmarks.record import RESULTS, record
 from benchmarks.sts import minilm_folder
-from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, read_scored_pairs, training_tasks
+from common.config import MultiTaskConfig
+from common.data import MultiTaskDataset
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks, pair_similarities, spearman
-from common.multitask import MultiTaskConfig, MultiTaskObjective
+from common.multitask import MultiTaskObjective
+from common.rows import LabelledRows, read_labelled_rows, read_scored_pairs, training_tasks
 from common.train import Trainer
 
 OUTSIDE = "everything, then logistic regression on its embeddings"

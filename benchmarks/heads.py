@@ -20,13 +20,14 @@ from benchmarks.freezing import test_rows, training_rows
 from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import DEV_ROWS, TASKS, part_of
 from benchmarks.record import RESULTS, record
-from common.data import LabelledRows, MultiTaskDataset, read_labelled_rows, training_tasks
-from common.devices import InferenceConfig
+from common.config import InferenceConfig, MultiTaskConfig
+from common.data import MultiTaskDataset
 from common.encoder import SentenceEncoder
 from common.exact import fit_linear_heads
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
-from common.multitask import MultiTaskConfig, MultiTaskObjective
+from common.multitask import MultiTaskObjective
+from common.rows import LabelledRows, read_labelled_rows, training_tasks
 from common.states import FrozenEncoderDataset
 from common.train import Trainer
 

@@ -8,9 +8,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from common.data import LabelledRows
 from common.embedding import Encoder
 from common.metrics import classification_metrics
+from common.rows import LabelledRows
 
 MEASURES = ("accuracy", "macro_recall", "macro_f1")
 

@@ -20,10 +20,11 @@ from benchmarks.linear import EmbeddingFeatures, linear_classifier, word_feature
 from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import minilm_folder
 from common.cli import ROOT
-from common.data import MultiTaskDataset, read_labelled_rows
+from common.data import MultiTaskDataset
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
+from common.rows import read_labelled_rows
 
 RUNS = ROOT / "runs" / "multitask"
 TASKS = {"topic": "accuracy", "sentiment": "macro_recall"}

@@ -8,8 +8,8 @@ import json
 import task2
 from benchmarks.linear import MEASURES, EmbeddingFeatures, linear_classifier, word_features
 from benchmarks.record import RESULTS, record
-from common.data import SAMPLES, read_labelled_rows
 from common.encoder import SentenceEncoder
+from common.rows import SAMPLES, read_labelled_rows
 
 
 def run_task2(*arguments: str) -> dict[str, object]:

@@ -22,9 +22,9 @@ from benchmarks.quantization import save_quantized
 from benchmarks.record import RESULTS, record, trained
 from benchmarks.teachers import TAUGHT_BY, teacher_folder
 from common.bert import COMPACT
-from common.data import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
 from common.encoder import SHIPPED, SentenceEncoder
 from common.metrics import pair_similarities, spearman
+from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
 
 TRAINING = [
     *("--learning-rate", "4e-4", "--schedule", "cosine", "--dropout", "0"),

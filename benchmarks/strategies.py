@@ -18,8 +18,8 @@ from benchmarks.record import RESULTS, record
 from benchmarks.sts import minilm_folder
 from common.cli import ROOT
 from common.comparison import Setting, compare_strategies
-from common.data import read_labelled_rows, read_scored_pairs
-from common.multitask import MultiTaskConfig
+from common.config import MultiTaskConfig
+from common.rows import read_labelled_rows, read_scored_pairs
 
 RUNS = ROOT / "runs" / "strategies"
 STRATEGIES = ("uniform", "layerwise", "decay:0.95", "decay:0.9", "decay:0.75", "gradual", "gradual+layerwise")

@@ -22,11 +22,11 @@ import task1
 from benchmarks.record import RESULTS, record, trained
 from benchmarks.teachers import TAUGHT_BY, TEACHERS, teacher_folder
 from common.cli import ROOT
-from common.data import SAMPLES, TrainingRows, read_scored_pairs
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.load import load_encoder
 from common.metrics import bootstrap_interval, pair_similarities, spearman
+from common.rows import SAMPLES, TrainingRows, read_scored_pairs
 from common.sentences import FITTED_SENTENCES
 from common.teachers import JoinedTeachers, KeptEmbeddings
 

@@ -5,16 +5,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
 
 from common.errors import UserError
 from common.folders import open_from_folder, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COMPACT, SCALE = "model.safetensors.gz", ".scale"
 # Our names and BertModel's; the position table and layer i's query_key_value stand apart.
@@ -68,7 +70,7 @@ def from_bert_names(bert: Mapping[str, Tensor], layers: int) -> dict[str, Tensor
     return named
 
 
-def open_backbone(folder: Path) -> PreTrainedModel:
+def open_backbone(folder: Path) -> "PreTrainedModel":
     """A transformers model in fp32 from a folder, from safetensors alone, every weight of it from the checkpoint.
 
     Weights of other heads (of a masked language model, say) and of the pooler are left out.
@@ -78,6 +80,8 @@ def open_backbone(folder: Path) -> PreTrainedModel:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model there (a model folder holds config.json and model.safetensors)")
+    from transformers import AutoModel  # a second, which only models that others made need
+
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     model, found = open_from_folder(AutoModel.from_pretrained, folder, "model", **options)
     if missing := [name for name in found["missing_keys"] if "pooler." not in name]:

@@ -14,15 +14,17 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from common.checkpoint import CHECKPOINT, weights_digest
-from common.data import LabelledRows, MultiTaskDataset, TrainingRows, digest, training_tasks
+from common.config import MultiTaskConfig
+from common.data import MultiTaskDataset, digest
 from common.devices import processes, resolve_device, resolve_precision
 from common.errors import UserError
 from common.files import write_json
 from common.heads import MultiTaskModel
 from common.load import load_encoder
 from common.metrics import evaluate_tasks, pair_similarities, spearman
-from common.multitask import MultiTaskConfig, MultiTaskObjective
+from common.multitask import MultiTaskObjective
 from common.optim import learning_rates
+from common.rows import LabelledRows, TrainingRows, training_tasks
 from common.train import Trainer
 
 GRADUAL = "gradual"

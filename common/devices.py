@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,27 +10,17 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from common.cli import Config, at_least, option
+from common.config import PRECISIONS, InferenceConfig
 from common.errors import ProcessLost, UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISION_HELP = "auto is bf16 where the processor computes in it, else fp32"
-DEVICE_HELP = "cpu, cuda, mps; auto takes an accelerator where there is one"
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
-class InferenceConfig(Config):
-    """How to run the model."""
-
-    batch_tokens: int = option(4096, "the most tokens in one batch, padding included", check=at_least(1))
-    precision: str = option("auto", PRECISION_HELP, choices=("auto", *DTYPES))
-    device: str = option("auto", DEVICE_HELP)
-
-    def place(self, model: nn.Module) -> dict[str, Any]:
-        """Put the model on the device, and give the options to run it with: `batch_tokens` and `precision`."""
-        device = resolve_device(self.device)
-        model.to(device)
-        return {"batch_tokens": self.batch_tokens, "precision": resolve_precision(self.precision, device)}
+def place(model: nn.Module, config: InferenceConfig) -> dict[str, Any]:
+    """Put a model on its device, and give the options to run it with: `batch_tokens` and `precision`."""
+    device = resolve_device(config.device)
+    model.to(device)
+    return {"batch_tokens": config.batch_tokens, "precision": resolve_precision(config.precision, device)}
 
 
 def resolve_device(name: str) -> torch.device:

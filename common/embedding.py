@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batching import token_budget_batches
-from common.devices import InferenceConfig
+from common.config import InferenceConfig
 from common.errors import UserError
 from common.files import atomic_folder
 from common.folders import Description

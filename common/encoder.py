@@ -7,19 +7,21 @@ The block is BERT's (Devlin et al. 2019; post-norm, GELU), the positions are the
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertModel
-from transformers.activations import ACT2FN
 
 from common.bert import COMPACT, from_bert_names, open_backbone, read_compact, to_bert_names
 from common.embedding import Encoder
 from common.errors import UserError
 from common.folders import POOLINGS, Description, model_folder
 from common.tokenizer import SentenceTokenizer
+
+if TYPE_CHECKING:
+    from transformers import BertModel
 
 SHIPPED = Path(__file__).parent / "weights"  # the trained encoder that comes with the repository
 
@@ -111,6 +113,15 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(self.positions(self.tokens(input_ids))))
 
 
+def activation(name: str) -> nn.Module:
+    """The activation of a name: BERT's own, or any other that transformers knows."""
+    if name == "gelu":
+        return nn.GELU()
+    from transformers.activations import ACT2FN  # a second, which only models that others made need
+
+    return ACT2FN[name]
+
+
 class TransformerLayer(nn.Module):
     """BERT's block: self-attention, then a feed-forward network, each with a residual and a norm after it."""
 
@@ -123,7 +134,7 @@ class TransformerLayer(nn.Module):
         self.attention_output = nn.Linear(dim, dim)
         self.attention_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.feed_forward = nn.Linear(dim, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation(config.hidden_act)
         self.feed_forward_output = nn.Linear(config.intermediate_size, dim)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -193,14 +204,14 @@ class SentenceEncoder(Encoder):
         if (folder / COMPACT).is_file():
             return cls._from_compact(folder)
         backbone, described = open_backbone(folder), Description.read(folder)
-        if type(backbone) is not BertModel or backbone.config.is_decoder:
+        if type(backbone).__name__ != "BertModel" or backbone.config.is_decoder:
             raise UserError(f"{name_or_path}: a {backbone.config.model_type} model is no BERT; load_encoder opens it")
         tokenizer = SentenceTokenizer.from_pretrained(folder, described.max_length)
         return cls.from_bert(backbone, tokenizer, described.pooling).eval()
 
     @classmethod
     def from_bert(
-        cls, bert: BertModel, tokenizer: SentenceTokenizer | None = None, pooling: str = "mean"
+        cls, bert: "BertModel", tokenizer: SentenceTokenizer | None = None, pooling: str = "mean"
     ) -> "SentenceEncoder":
         """The encoder that computes what a transformers `BertModel` computes (its pooler aside).
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.batching import token_budget_batches
+from common.config import HEAD_KINDS
 from common.devices import autocast
 from common.embedding import BATCH_TOKENS, Encoder, evaluating, pool
 from common.errors import UserError
@@ -23,7 +24,6 @@ from common.load import load_encoder
 from common.lowered import lowered
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
-KINDS = ("attention", "linear")
 DROPOUT = 0.1
 
 
@@ -155,8 +155,8 @@ class MultiTaskModel(nn.Module):
         kind: str = "attention",
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise UserError(f"must be one of {', '.join(KINDS)}, not {kind}", "head")
+        if kind not in HEAD_KINDS:
+            raise UserError(f"must be one of {', '.join(HEAD_KINDS)}, not {kind}", "head")
         self.encoder, self.kind = encoder, kind
         self.tasks = {task: list(labels) for task, labels in tasks.items()}
         # The encoder's own number of attention heads, where it is known.
@@ -350,7 +350,7 @@ class MultiTaskModel(nn.Module):
         encoder = load_encoder(folder)
         try:
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-            model = cls(encoder, described["tasks"], described["attention_heads"], described.get("head", KINDS[0]))
+            model = cls(encoder, described["tasks"], described["attention_heads"], described.get("head", HEAD_KINDS[0]))
             model.heads.load_state_dict(load_file(folder / HEADS))
             model.temperatures |= {task: float(t) for task, t in described.get("temperatures", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

@@ -8,8 +8,6 @@ from common.encoder import SHIPPED, SentenceEncoder
 from common.folders import model_folder, read_json
 from common.pretrained import PretrainedEncoder
 
-SHIPPED_WORDS = "the shipped encoder"
-
 
 def load_encoder(name_or_path: str | Path | None = None) -> Encoder:
     """The encoder in a folder or of a hub's name, in evaluation mode; None: the shipped one.

@@ -15,7 +15,6 @@ from common.data import UNLABELLED, MultiTaskDataset
 from common.errors import UserError
 
 TEMPERATURE = 0.05
-SIMILARITY_WEIGHT = 5.0
 
 
 class LossSum(NamedTuple):

@@ -1,7 +1,6 @@
 """Training several tasks together: how they are weighed, what trains, and how the best model is chosen."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from common.checkpoint import START, weights_digest
-from common.cli import at_least, option
+from common.config import MultiTaskConfig
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import share_out, sum_over_processes
 from common.errors import UserError
@@ -21,74 +20,8 @@ from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights, complete_weights, distance_loss, task_loss, uncertainty_weighted
 from common.metrics import evaluate_tasks
 from common.objective import Batch, Metrics, Objective, Step
-from common.optim import STRATEGIES, learning_rates
+from common.optim import learning_rates
 from common.states import frozen_data
-from common.train import TrainingConfig
-
-
-def task_weight(text: str) -> tuple[str, float]:
-    """Read one `TASK=WEIGHT`; UserError where it is none."""
-    task, _, weight = text.rpartition("=")
-    try:
-        return task, float(weight)
-    except ValueError:
-        raise UserError(f"{text}: give it as TASK=WEIGHT, such as topic=0.7", "task_weight") from None
-
-
-def unfreezing(text: str) -> float:
-    """Read the epochs between two stages in `gradual[:EPOCHS]`; 0 spreads them over the first half of the training.
-
-    Raises:
-        UserError: it is written otherwise, or the epochs are negative.
-    """
-    kind, _, epochs = text.partition(":")
-    try:
-        every = float(epochs) if epochs else 0.0
-    except ValueError:
-        every = -1.0
-    if kind != "gradual" or not 0 <= every < float("inf"):
-        raise UserError(f"{text}: give it as gradual or gradual:EPOCHS, such as gradual:0.5", "unfreeze")
-    return every
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiTaskConfig(TrainingConfig):
-    """How the tasks are weighed, and what trains."""
-
-    task_weight: tuple[tuple[str, float], ...] = option(
-        (),
-        "a task's share of the loss (default: all alike, 1 in sum)",
-        action="append",
-        type=task_weight,
-        metavar="TASK=WEIGHT",
-    )
-    balance: str = option("fixed", "task weights as given, or learned", choices=("fixed", "uncertainty"))
-    class_weight: str = option("none", "balanced: rare labels weigh more", choices=("none", "balanced"))
-    freeze: tuple[str, ...] = option(
-        (),
-        "encoder, head:TASK, stages:A-B (0 is the embeddings), all or none; may be given again (default: none)",
-        action="append",
-        metavar="WHAT",
-    )
-    unfreeze: float | None = option(
-        None,
-        "the heads alone first, then a stage more every so many epochs from the top (default: all thaw by half)",
-        check=at_least(0),
-        type=unfreezing,
-        metavar="gradual[:EPOCHS]",
-    )
-    rates: str = option("uniform", STRATEGIES, metavar="STRATEGY")
-    keep_similarity: float = option(
-        0.0,
-        "hold the embeddings of the training texts to those of the start, with this weight against the tasks' loss",
-        check=at_least(0),
-        metavar="WEIGHT",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.balance == "uncertainty" and self.task_weight:
-            raise UserError("the weights of the tasks are learned under uncertainty: give none", "task_weight")
 
 
 class MultiTaskObjective(Objective):

@@ -10,15 +10,14 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
+from common.config import STRATEGIES
 from common.embedding import Encoder
 from common.errors import UserError
 from common.freezing import is_frozen
 from common.heads import MultiTaskModel
 
-SCHEDULES = ("linear", "cosine", "constant")
 ENCODER_BASE = 0.9
 HEAD_BASES = {"topic": 1.2, "sentiment": 0.8}
-STRATEGIES = "layerwise, uniform, decay:X (such as decay:0.9), or a .json file of factors"
 
 
 def stage_factor(stage: int, layers: int) -> float:

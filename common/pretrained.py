@@ -1,16 +1,19 @@
 """Any other transformers encoder (RoBERTa, DeBERTa, ...) behind the same face as the project's own."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from common.bert import open_backbone
 from common.embedding import Encoder, evaluating
 from common.errors import UserError
 from common.folders import Description, model_folder
 from common.tokenizer import SentenceTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PretrainedEncoder(Encoder):
@@ -20,7 +23,7 @@ class PretrainedEncoder(Encoder):
         UserError: the model has no stack of layers to tell apart, or is no encoder of text.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: SentenceTokenizer, pooling: str = "mean") -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: SentenceTokenizer, pooling: str = "mean") -> None:
         super().__init__()
         kind = model.config.model_type
         if model.config.is_encoder_decoder:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import START, weights_digest
-from common.data import SentenceDataset, TrainingRows, digest
+from common.config import SIMILARITY_WEIGHT
+from common.data import SentenceDataset, digest
 from common.devices import processes, sum_over_processes
 from common.embedding import Encoder
 from common.errors import UserError
 from common.heads import HEADS, TASKS
 from common.losses import (
-    SIMILARITY_WEIGHT,
     LossSum,
     contrastive_loss,
     distance_loss,
@@ -28,6 +28,7 @@ from common.losses import (
 )
 from common.metrics import pair_similarities, spearman
 from common.objective import RESULT_FILES, Batch, Metrics, Objective, Step
+from common.rows import TrainingRows
 from common.teachers import JoinedTeachers, KeptEmbeddings
 
 FITTED_SENTENCES = 1024

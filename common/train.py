@@ -29,10 +29,9 @@ from common.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from common.cli import Config, above, at_least, between, option, progress_bar, stop_requests
+from common.cli import progress_bar, stop_requests
+from common.config import TrainingConfig
 from common.devices import (
-    DEVICE_HELP,
-    PRECISION_HELP,
     autocast,
     copy_from_main,
     processes,
@@ -45,37 +44,10 @@ from common.errors import Interrupted, ProcessLost, UserError
 from common.files import make_folder
 from common.freezing import freeze, is_frozen, restored_afterwards
 from common.objective import Batch, Metrics, Objective, Step
-from common.optim import SCHEDULES, build_optimizer, schedule_factor
+from common.optim import build_optimizer, schedule_factor
 
-FINE_TUNING_RATE, SCRATCH_RATE = 2e-5, 1e-4
 CHECKPOINT_SECONDS = 300
 MAX_PADDING = 128  # tokens of padding in a batch beyond which two batches cost less than one
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Config):
-    """How to train."""
-
-    epochs: int = option(3, "passes over the data", check=at_least(1))
-    max_steps: int | None = option(None, "train for this many steps, whatever the epochs", check=at_least(1))
-    learning_rate: float = option(1e-4, "the highest learning rate", check=above(0))
-    batch_size: int = option(32, "rows in a step", check=at_least(1))
-    batch_tokens: int = option(4096, "the most tokens computed at once, for memory alone", check=at_least(1))
-    schedule: str = option("linear", "how the rate falls after the warm-up", choices=SCHEDULES)
-    warmup: float = option(0.1, "share of the steps in which the rate rises", check=between(0, 1))
-    weight_decay: float = option(0.01, "AdamW's weight decay (biases and norms have none)", check=at_least(0))
-    clip_norm: float = option(1.0, "gradients longer than this are scaled down to it", check=above(0))
-    evaluate_every: int | None = option(None, "steps between two evaluations (default: an epoch)", check=at_least(1))
-    patience: int | None = option(None, "stop after this many evaluations without a gain", check=at_least(1))
-    seed: int = option(0, "the same seed gives the same model", check=between(0, 2**32 - 1))
-    precision: str = option("auto", PRECISION_HELP, choices=("auto", "fp32", "bf16"))
-    device: str = option("auto", DEVICE_HELP)
-
-    def steps_per_epoch(self, rows: int) -> int:
-        return math.ceil(rows / self.batch_size)
-
-    def total_steps(self, rows: int) -> int:
-        return self.max_steps or self.epochs * self.steps_per_epoch(rows)
 
 
 @dataclass

@@ -31,8 +31,8 @@ from transformers import (
     RobertaModel,
 )
 
-from common.data import SAMPLES
 from common.encoder import EncoderConfig, SentenceEncoder
+from common.rows import SAMPLES
 from common.tokenizer import SentenceTokenizer
 from common.train import Trainer
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.batching import StepSampler, epoch_steps, token_budget_batches
-from common.data import SAMPLES, read_labelled_rows
+from common.rows import SAMPLES, read_labelled_rows
 
 lengths_lists = st.lists(st.integers(1, 50), max_size=60)
 some_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=80)

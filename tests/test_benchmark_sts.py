@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from benchmarks.sts import measure_difference
-from common.data import TrainingRows
 from common.metrics import bootstrap_interval, spearman
+from common.rows import TrainingRows
 
 DRAW = np.random.default_rng(0)
 SCORES = DRAW.random(200)

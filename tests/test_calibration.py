@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from common.calibration import calibration_error, fitted_temperature
-from common.data import LabelledRows, MultiTaskDataset
+from common.data import MultiTaskDataset
 from common.heads import MultiTaskModel
 from common.metrics import calibrate, evaluate_tasks
+from common.rows import LabelledRows
 
 DRAW = np.random.default_rng(0)
 LOGITS = torch.tensor(DRAW.normal(size=(4000, 3)))

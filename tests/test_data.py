@@ -4,19 +4,17 @@ from collections import Counter
 
 import pytest
 
-from common.data import (
+from common.data import UNLABELLED, MultiTaskDataset, SentenceDataset
+from common.errors import UserError
+from common.rows import (
     SAMPLES,
-    UNLABELLED,
     LabelledRows,
-    MultiTaskDataset,
-    SentenceDataset,
     label_of,
     read_labelled_rows,
     read_scored_pairs,
     read_training_rows,
     training_tasks,
 )
-from common.errors import UserError
 
 
 def test_a_batch_of_pairs_stands_column_by_column(tokenizer):

@@ -7,9 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from torch.nn import functional as F
 
-from common.data import LabelledRows, MultiTaskDataset
+from common.data import MultiTaskDataset
 from common.exact import STRENGTHS, WITHOUT_DEV, can_be_fitted, fit_linear_heads
 from common.heads import MultiTaskModel
+from common.rows import LabelledRows
 
 TASKS = {"topic": ["Science", "Sports"], "mood": ["bad", "good"]}
 TEXTS = [f"number {i}: {('a ball', 'an atom')[i % 2]} and {('rain', 'sun', 'wind')[i % 3]}" for i in range(48)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
-from common.data import UNLABELLED, LabelledRows, MultiTaskDataset
+from common.data import UNLABELLED, MultiTaskDataset
 from common.errors import UserError
 from common.losses import (
     LossSum,
@@ -21,6 +21,7 @@ from common.losses import (
     task_loss,
     uncertainty_weighted,
 )
+from common.rows import LabelledRows
 
 NONE = UNLABELLED
 

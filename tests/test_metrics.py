@@ -15,7 +15,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from common.data import LabelledRows, MultiTaskDataset
+from common.data import MultiTaskDataset
 from common.heads import MultiTaskModel
 from common.metrics import (
     bootstrap_interval,
@@ -26,6 +26,7 @@ from common.metrics import (
     pearson,
     spearman,
 )
+from common.rows import LabelledRows
 
 small_numbers = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=40)
 LABELS = list("abcdef")

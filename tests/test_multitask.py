@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 
 import common.states
-from common.data import UNLABELLED, LabelledRows, MultiTaskDataset
+from common.config import MultiTaskConfig, TrainingConfig, task_weight, unfreezing
+from common.data import UNLABELLED, MultiTaskDataset
 from common.errors import Interrupted, UserError
 from common.freezing import freeze
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights
 from common.metrics import evaluate_tasks
-from common.multitask import MultiTaskConfig, MultiTaskObjective, task_weight, unfreezing
+from common.multitask import MultiTaskObjective
 from common.pretrained import PretrainedEncoder
+from common.rows import LabelledRows
 from common.states import FrozenEncoderDataset
-from common.train import Trainer, TrainingConfig
+from common.train import Trainer
 from tests.conftest import changed, tiny_transformer
 from tests.test_train import at_step, interrupt
 

@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 
+from common.config import SCHEDULES
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import UserError
 from common.heads import MultiTaskModel
 from common.optim import (
-    SCHEDULES,
     build_optimizer,
     describe,
     layerwise_formulas,

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
-from common.data import SentenceDataset, TrainingRows
+from common.config import TrainingConfig
+from common.data import SentenceDataset
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.losses import contrastive_loss, distance_loss, ranking_loss, similarity_loss
+from common.rows import TrainingRows
 from common.sentences import DistillationObjective, PairObjective, pair_objective, ridge_regression
-from common.train import Trainer, TrainingConfig
+from common.train import Trainer
 from tests.conftest import TINY
 
 TEXTS = [f"some text about {word}" + ", at length" * (i % 3) for i, word in enumerate("abcdefghij")]

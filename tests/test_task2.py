@@ -13,10 +13,10 @@ from PIL import Image
 import task2
 from common.checkpoint import CHECKPOINT
 from common.cli import run
-from common.data import LabelledRows
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import Interrupted, UserError
 from common.heads import MultiTaskModel
+from common.rows import LabelledRows
 from common.tokenizer import SentenceTokenizer
 from tests.conftest import TINY, changed, interrupted_at
 

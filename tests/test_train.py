@@ -15,6 +15,7 @@ import common.checkpoint
 import common.train
 from common.checkpoint import CHECKPOINT, refuse_existing, restore_checkpoint, save_checkpoint
 from common.cli import at_least
+from common.config import TrainingConfig
 from common.data import SentenceDataset
 from common.devices import resolve_precision
 from common.encoder import EncoderConfig, SentenceEncoder
@@ -23,7 +24,7 @@ from common.optim import build_optimizer
 from common.pretrained import PretrainedEncoder
 from common.sentences import PairObjective
 from common.tokenizer import SentenceTokenizer
-from common.train import Trainer, TrainingConfig
+from common.train import Trainer
 from tests.conftest import TINY, changed, tiny_transformer
 
 ROWS = [
