@@ -35,6 +35,7 @@ from common.cli import (
     within,
 )
 from common.config import (
+    DISTILLATION_RATE,
     FINE_TUNING_RATE,
     SCRATCH_RATE,
     SHIPPED_WORDS,
@@ -43,7 +44,7 @@ from common.config import (
     TrainingConfig,
 )
 from common.data import SentenceDataset
-from common.devices import interleaved, share_of
+from common.devices import interleaved, place, share_of
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.errors import UserError
@@ -59,7 +60,6 @@ from common.train import Trainer
 
 RUN = ROOT / "runs" / "task1"
 CHUNK = 4096
-DISTILLATION_RATE = 2e-4
 MODEL_HELP = "an encoder's folder or hub name (default: the shipped one)"
 OBJECTIVES = {
     "sentence2": "contrastive: each sentence finds its partner among those of the step",
@@ -83,7 +83,7 @@ class Embed(InferenceConfig):
         texts = read_texts(self.file, self.text)
         first = [next(texts)]  # a wrong file is said before a model is loaded
         encoder = load_encoder(self.model)
-        options = self.place(encoder)
+        options = place(encoder, self)
         chunks = (share_of(chunk) for chunk in chunked(chain(first, texts), CHUNK))
         # Of several processes only one writes the file.
         opened = atomic_file(self.output) if is_main_process() else nullcontext(Path(os.devnull))
@@ -108,7 +108,7 @@ class Evaluate(InferenceConfig):
     def run(self) -> None:
         pairs = read_scored_pairs(self.file)
         encoder = load_encoder(self.model)
-        similarities = pair_similarities(encoder, *zip(*pairs.rows, strict=True), **self.place(encoder))
+        similarities = pair_similarities(encoder, *zip(*pairs.rows, strict=True), **place(encoder, self))
         result = {"file": self.file, "model": self.model or SHIPPED_WORDS, "pairs": len(similarities)}
         for name, statistic in (("spearman", spearman), ("pearson", pearson)):
             interval = bootstrap_interval(statistic, similarities, np.array(pairs.scores))

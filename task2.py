@@ -20,16 +20,16 @@ from accelerate.utils import set_seed
 
 from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
-from common.config import FINE_TUNING_RATE, SCRATCH_RATE, SHIPPED_WORDS, InferenceConfig, MultiTaskConfig
+from common.config import FINE_TUNING_RATE, HEAD_KINDS, SCRATCH_RATE, SHIPPED_WORDS, InferenceConfig, MultiTaskConfig
 from common.data import MultiTaskDataset
-from common.devices import resolve_device
+from common.devices import place, resolve_device
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.exact import can_be_fitted, fit_linear_heads
 from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
 from common.freezing import is_frozen
-from common.heads import KINDS, TASKS, MultiTaskModel
+from common.heads import TASKS, MultiTaskModel
 from common.load import load_encoder
 from common.metrics import calibrate, judge_tasks
 from common.multitask import MultiTaskObjective, refuse_untrainable
@@ -76,7 +76,9 @@ class Train(MultiTaskConfig):
     )
     from_scratch: bool = option(False, "start from random weights")
     head: str | None = option(
-        None, "attention, or linear: norm and classifier alone (default: attention, or what --model has)", choices=KINDS
+        None,
+        "attention, or linear: norm and classifier alone (default: attention, or what --model has)",
+        choices=HEAD_KINDS,
     )
     dropout: float | None = option(
         None, "while training (default: the encoder's own, and 0.1 in the heads)", check=within(0, 1), metavar="SHARE"
@@ -160,7 +162,7 @@ class Train(MultiTaskConfig):
         if not self.model:
             tasks = training_tasks(rows, self.tasks)
             encoder = SentenceEncoder() if self.from_scratch else load_encoder(self.encoder)
-            return MultiTaskModel(encoder, tasks, kind=self.head or KINDS[0])
+            return MultiTaskModel(encoder, tasks, kind=self.head or HEAD_KINDS[0])
         trained = MultiTaskModel.from_pretrained(self.model)
         if self.head and self.head != trained.kind:
             raise UserError(f"is {self.head}, but the heads of {self.model} are {trained.kind}", "head")
@@ -270,7 +272,7 @@ def open_model(config: InferenceConfig, folder: str | None) -> tuple[MultiTaskMo
     if folder and Path(folder).is_dir() and not (Path(folder) / TASKS).is_file():
         raise UserError(f"{folder}: no multi-task model there (no {TASKS}); `task2.py train` makes one")
     model = MultiTaskModel.from_pretrained(folder or RUN)
-    return model, config.place(model)
+    return model, place(model, config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from benchmarks.multitask import DEV_ROWS, TASKS, part_of
 from benchmarks.record import RESULTS, record
 from common.config import InferenceConfig, MultiTaskConfig
 from common.data import MultiTaskDataset
+from common.devices import place
 from common.encoder import SentenceEncoder
 from common.exact import fit_linear_heads
 from common.heads import MultiTaskModel
@@ -42,7 +43,7 @@ class Comparison:
 
     def __init__(self, data: Path) -> None:
         self.data, self.encoder = data, SentenceEncoder.from_pretrained()
-        self.options = InferenceConfig().place(self.encoder)
+        self.options = place(self.encoder, InferenceConfig())
         self.tasks = training_tasks(training_rows(data, "both", max(SIZES)))
         self.rows = {
             "dev": read_labelled_rows([part_of(data, task, "dev", DEV_ROWS) for task in TASKS]),
