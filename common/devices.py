@@ -79,6 +79,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
+def weights_cast_once(device: torch.device) -> AbstractContextManager:
+    """A context within which `autocast` casts a weight once, where it would anew each time that it is entered."""
+    return torch.autocast(device.type, enabled=False)  # its cache is emptied when the outermost one is left
+
+
 def processes(cpu: bool = True) -> PartialState:
     """The processes launched together with this one: `num_processes`, `process_index`, `wait_for_everyone()`, ...
 

@@ -31,10 +31,14 @@ class Step:
     """One step as an objective sees it: this process's batches, and what is measured on the way.
 
     Each batch is the data set's own, with `place` (rows,): the rows' places in this process's share of the step.
+
+    Args:
+        batch_tokens: the most tokens that may be computed at once.
     """
 
-    def __init__(self, batches: list[Batch], forward: Callable[[int, Batch], Any]) -> None:
+    def __init__(self, batches: list[Batch], forward: Callable[[int, Batch], Any], batch_tokens: int) -> None:
         self.batches, self._forward = batches, forward
+        self.fits = len(batches) == 1 or sum(batch["input_ids"].numel() for batch in batches) <= batch_tokens
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name to [sum, count]
 
     def forward(self, number: int) -> Any:

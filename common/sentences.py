@@ -2,7 +2,8 @@
 
 Their losses compare the rows of a step with each other, so they need all its embeddings at once. They follow the
 gradient cache of Gao et al. 2021 ("Scaling deep contrastive learning batch size under memory limited setup"): embed the
-whole step, take the gradient of its loss by the embeddings, then run each batch again with that gradient.
+whole step, take the gradient of its loss by the embeddings, then run each batch again with that gradient; a step within
+the token budget need not be run again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,7 @@ class SentenceObjective(Objective):
     def losses(self, step: Step) -> Iterator[Tensor]:
         """The step's loss, then for each batch its embeddings times the loss's gradient by them."""
         numbers = range(len(step.batches))
-        single_batch = len(numbers) == 1  # it need not be run twice
-        with torch.set_grad_enabled(single_batch):
+        with torch.set_grad_enabled(step.fits):
             parts = [step.forward(number) for number in numbers]
         places = Places(step.batches, self.encoder.device)
         embeddings = places.gather([part.detach() for part in parts], len(self.data.ids[0]), self.encoder.dim)
@@ -93,7 +93,7 @@ class SentenceObjective(Objective):
         yield total * share
         gradient = embeddings.grad / share
         for number in numbers:
-            again = parts[number] if single_batch else step.forward(number)
+            again = parts[number] if step.fits else step.forward(number)
             yield (again * gradient[places.of_batch[number]]).sum()
 
     def evaluate(self, **options: Any) -> Metrics:

@@ -39,6 +39,7 @@ from common.devices import (
     resolve_precision,
     sum_over_processes,
     wait_for_all,
+    weights_cast_once,
 )
 from common.errors import Interrupted, ProcessLost, UserError
 from common.files import make_folder
@@ -192,10 +193,12 @@ class Trainer:
 
     def _backward(self, batches: list[Batch], stops: list[int]) -> tuple[float, bool]:
         """Compute the step's gradient over all processes; give its loss, and whether a process was asked to stop."""
-        step = Step([{k: v.to(self.device) for k, v in batch.items()} for batch in batches], self._forward)
-        for part in self.objective.losses(step):
-            if part.requires_grad:  # there may be labels for frozen heads alone
-                part.backward()
+        batches = [{k: v.to(self.device) for k, v in batch.items()} for batch in batches]
+        step = Step(batches, self._forward, self.config.batch_tokens)
+        with weights_cast_once(self.device):
+            for part in self.objective.losses(step):
+                if part.requires_grad:  # there may be labels for frozen heads alone
+                    part.backward()
         self._sum_gradients()
         names = ("loss", *self.objective.tracked)
         shared = torch.tensor([[len(stops), 0], *(step.sums[name] for name in names)], device=self.device)

@@ -57,6 +57,7 @@ def test_changed_weights_are_seen(tiny_encoder, change):
     np.testing.assert_allclose(after, exact, atol=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut there")
 def test_another_pooling_and_tokenizer_are_seen(tiny_encoder):
     encoder = SentenceEncoder(tiny_encoder.config, tiny_encoder.tokenizer).eval()
     encoder.encode(SENTENCES, precision="bf16")

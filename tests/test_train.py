@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file as torch_save
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import common.checkpoint
 import common.train
@@ -360,6 +361,53 @@ def test_the_token_budget_changes_no_gradient(scored, tiny_encoder, tmp_path, mo
         found.append(gradients(trainer))
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_in_bf16_too_a_step_run_twice_has_the_gradient_of_one_run_once(tiny_encoder, tmp_path):
+    tiny_encoder.set_dropout(0)
+    found = []
+    for budget in (40, 8192):
+        config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=budget, max_steps=1, precision="bf16")
+        data = SentenceDataset(ROWS, tiny_encoder.tokenizer)
+        found.append(
+            gradients(Trainer(PairObjective(copy.deepcopy(tiny_encoder), data), config, tmp_path / str(budget)))
+        )
+    once = torch.cat([gradient.flatten() for gradient in found[1].values()])
+    twice = torch.cat([found[0][name].flatten() for name in found[1]])
+    assert torch.cosine_similarity(once, twice, dim=0) > 0.999
+
+
+@pytest.mark.parametrize(("budget", "runs"), [(8192, 1), (40, 2)])
+def test_batches_are_run_twice_only_where_they_do_not_fit_together(budget, runs, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.train, "MAX_PADDING", 1)
+    data, seen = SentenceDataset(ROWS, tiny_encoder.tokenizer), []
+    config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=budget, max_steps=1)
+    trainer = Trainer(PairObjective(tiny_encoder, data), config, tmp_path)
+    trainer.objective.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    trainer.train()
+    assert len(seen) > runs and sum(seen) == 16 * runs
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor is cast."""
+
+    def __init__(self, tensor):
+        super().__init__()
+        self.tensor, self.count = tensor, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten._to_copy.default and arguments[0] is self.tensor
+        return function(*arguments, **options or {})
+
+
+def test_in_bf16_a_weight_is_cast_once_a_step_however_many_batches_there_are(tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.train, "MAX_PADDING", 1)
+    data, steps = SentenceDataset(ROWS, tiny_encoder.tokenizer), 2
+    config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=8192, max_steps=steps, precision="bf16")
+    trainer = Trainer(PairObjective(tiny_encoder, data), config, tmp_path)
+    with Casts(tiny_encoder.layers[0].feed_forward.weight) as casts:
+        trainer.train()
+    assert casts.count == steps
 
 
 def begun(trainer):
