@@ -3,7 +3,7 @@
     python -m benchmarks.ship DATA ENCODER
 
 ENCODER is the folder for the trained encoder; a training that is there is kept. It goes on from the shipped encoder
-(the first came from all-MiniLM-L6-v2 alone) and learns from two of `benchmarks/teachers.py`, on the corpus in DATA.
+(the first came from all-MiniLM-L6-v2 alone) and learns from those of `benchmarks/teachers.py`, on the corpus in DATA.
 Its matrices are then rounded to 8 bits and fewer, each time measured on stsb_dev; the choice below is written to
 common/weights, and the similarities of some reference sentences recorded.
 """
@@ -28,7 +28,7 @@ from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_
 
 TRAINING = [
     *("--learning-rate", "4e-4", "--schedule", "cosine", "--dropout", "0"),
-    *("--batch-size", "80", "--max-steps", "1100", "--evaluate-every", "200"),
+    *("--batch-size", "80", "--max-steps", "1500", "--evaluate-every", "200"),
 ]
 CHOICES: dict[str, Callable[[str], int]] = {
     "8 bits": lambda _: 8,
@@ -52,7 +52,7 @@ def reference_pairs() -> list[tuple[str, str]]:
 
 def distil(data: Path, output: Path) -> dict[str, object]:
     """Train the encoder where that is not done (going on where it was stopped); gives how it was trained."""
-    taught = [word for name in TAUGHT_BY for word in ("--teacher", teacher_folder(name))]
+    taught = [word for name in TAUGHT_BY for word in ("--teacher", teacher_folder(name, data))]
     dev = ["--dev", str(data / "sts" / "stsb_dev.csv")]
     arguments = [str(data / "corpus" / "sentences.txt.gz"), *taught, *dev, *TRAINING]
     training = trained(task1.main, arguments, output, "training.json")

@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 import task1
 from benchmarks.record import RESULTS, record, trained
-from benchmarks.teachers import TAUGHT_BY, TEACHERS, teacher_folder
+from benchmarks.teachers import TAUGHT_BY, TEACHERS, TWEETS, teacher_folder
 from common.cli import ROOT
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
@@ -58,6 +58,7 @@ WORDS = {
     "mpnet": "all-mpnet-base-v2, a teacher",
     "bge-cls": "bge-small-en-v1.5, first token, a teacher",
     "bge-mean": "bge-small-en-v1.5, mean, a teacher",
+    TWEETS: "bge-small-en-v1.5, fine-tuned on tweets, a teacher",
     JOINED: "its teachers, joined",
 }
 
@@ -132,10 +133,10 @@ def build(system: str, data: Path) -> tuple[Similarity, dict[str, object]]:
         return tfidf_similarity(analyzer="char_wb", ngram_range=(2, 5)), {}
     if system == "minilm":
         return encoder_similarity(SentenceEncoder.from_pretrained(minilm_folder())), {}
-    if system in TEACHERS:
-        return encoder_similarity(load_encoder(teacher_folder(system))), {}
+    if system in (*TEACHERS, TWEETS):
+        return encoder_similarity(load_encoder(teacher_folder(system, data))), {}
     if system == JOINED:
-        return joined_similarity([load_encoder(teacher_folder(name)) for name in TAUGHT_BY]), {}
+        return joined_similarity([load_encoder(teacher_folder(name, data)) for name in TAUGHT_BY]), {}
     return train(system, data)
 
 
