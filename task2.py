@@ -20,7 +20,15 @@ from accelerate.utils import set_seed
 
 from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
-from common.config import FINE_TUNING_RATE, HEAD_KINDS, SCRATCH_RATE, SHIPPED_WORDS, InferenceConfig, MultiTaskConfig
+from common.config import (
+    FINE_TUNING_RATE,
+    HEAD_KINDS,
+    SHIPPED_WORDS,
+    TASK_RATE,
+    TASK_SCRATCH_RATE,
+    InferenceConfig,
+    MultiTaskConfig,
+)
 from common.data import MultiTaskDataset
 from common.devices import place, resolve_device
 from common.encoder import SentenceEncoder
@@ -88,12 +96,13 @@ class Train(MultiTaskConfig):
     overwrite: bool = option(False, "replace what --output holds", compared=False)
     learning_rate: float | None = option(
         None,
-        f"the highest learning rate (default: {FINE_TUNING_RATE:g}, from random weights {SCRATCH_RATE:g})",
+        f"the highest learning rate (default: {TASK_RATE:g}; from another encoder {FINE_TUNING_RATE:g}, from random "
+        f"weights {TASK_SCRATCH_RATE:g})",
         check=above(0),
     )
 
     def __post_init__(self) -> None:
-        rate = SCRATCH_RATE if self.from_scratch else FINE_TUNING_RATE
+        rate = TASK_SCRATCH_RATE if self.from_scratch else FINE_TUNING_RATE if self.encoder else TASK_RATE
         object.__setattr__(self, "learning_rate", rate if self.learning_rate is None else self.learning_rate)
         super().__post_init__()
         starts = {"--encoder": self.encoder, "--model": self.model, "--from-scratch": self.from_scratch}
@@ -334,8 +343,7 @@ class Show(Config):
     from_scratch: bool = option(False, "start from random weights, to see what the shipped encoder is worth")
 
     def run(self) -> None:
-        epochs, rate = (4, 2e-4) if self.from_scratch else (5, 1e-4)
-        config = MultiTaskConfig(epochs=epochs, learning_rate=rate)
+        config = MultiTaskConfig(learning_rate=TASK_SCRATCH_RATE if self.from_scratch else TASK_RATE)
         set_seed(config.seed)
         encoder = SentenceEncoder() if self.from_scratch else load_encoder()
         parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}

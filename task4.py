@@ -15,7 +15,7 @@ from typing import Any
 
 from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, option, run, run_command
 from common.comparison import Outcome, Setting, compare_strategies, random_pairs
-from common.config import FINE_TUNING_RATE, STRATEGIES, MultiTaskConfig
+from common.config import STRATEGIES, TASK_RATE, MultiTaskConfig
 from common.errors import UserError
 from common.figures import comparison_figure, rates_figure, save_figure, training_figure
 from common.files import to_json
@@ -39,7 +39,7 @@ class Plan(Config):
     """Print the learning rate of every stage of an encoder with its heads, without training."""
 
     encoder: str | None = option(None, ENCODER_HELP, metavar="DIR")
-    base_lr: float = option(FINE_TUNING_RATE, "the base rate", check=above(0))
+    base_lr: float = option(TASK_RATE, "the base rate", check=above(0))
     rates: str = option("layerwise", STRATEGIES, metavar="STRATEGY")
     json: bool = option(False, "print JSON in place of a table")
 
@@ -99,7 +99,6 @@ class Compare(MultiTaskConfig):
     tasks: tuple[str, ...] = option((), "the columns that are tasks (default: all but text)", type=names, metavar="A,B")
     output: str = option(str(COMPARISON), "for the results", metavar="DIR", shown="runs/comparison", compared=False)
     overwrite: bool = option(False, "train again what --output holds already", compared=False)
-    learning_rate: float = option(FINE_TUNING_RATE, "the base rate", check=above(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,7 +139,7 @@ class Show(Config):
     """Show the plan, and train on the sample data with one rate for all and with layer-wise rates."""
 
     def run(self) -> None:
-        config = MultiTaskConfig(epochs=3, learning_rate=1e-4)
+        config = MultiTaskConfig(epochs=3)
         lines = planned(MultiTaskModel(load_encoder(), TASKS), "layerwise", config.learning_rate)
         heading(f"The plan, for a base rate of {config.learning_rate:g}")
         print(plan_table(lines))

@@ -15,7 +15,7 @@ from benchmarks.diagram import model_diagram
 from benchmarks.multitask import TASKS
 from benchmarks.record import RESULTS
 from benchmarks.strategies import BASE_RATES, SEEDS, STRATEGIES, at_best_rate, recorded
-from common.config import FINE_TUNING_RATE
+from common.config import TASK_RATE
 from common.encoder import SentenceEncoder
 from common.figures import gradients_figure, rates_figure, save_figure, similarity_figure
 from common.files import atomic_file
@@ -69,7 +69,7 @@ def main() -> None:
     embeddings = encoder.encode(sentences)
     best = at_best_rate("shipped")
     figures = {
-        "rates": rates_figure(layerwise_learning_rates(model, FINE_TUNING_RATE), FINE_TUNING_RATE),
+        "rates": rates_figure(layerwise_learning_rates(model, TASK_RATE), TASK_RATE),
         "forgetting": forgetting_figure(),
         "similarity": similarity_figure(sentences, embeddings @ embeddings.T),
         "gradients": gradients_figure([outcome for strategy in COMPARED for outcome in best[strategy][1]]),

@@ -19,7 +19,7 @@ from scipy.stats import norm, ttest_1samp
 
 from benchmarks import adding, distill, freezing, multitask, sts
 from benchmarks.data import read_manifest
-from benchmarks.multitask import TASKS
+from benchmarks.multitask import FROZEN_TASKS, TASKS
 from benchmarks.record import RESULTS
 from benchmarks.strategies import BASE_RATES, SEEDS, at_best_rate, dev_score, recorded
 from common.cli import ROOT
@@ -205,10 +205,19 @@ def classification(systems: Sequence[str]) -> Table:
             mean_and_spread([f["test"][task][measure] for f in found]) if task in found[0]["test"] else ""
             for task, measure in TASKS.items()
         ]
-        count = " + ".join(f"{rows:,}" for rows in found[0]["rows"].values())
+        count = " + ".join(f"{found[0]['rows'][task]:,}" for task in TASKS if task in found[0]["rows"])
         minutes = f"{np.mean([f['seconds'] for f in found]) / 60:.0f}" if "seconds" in found[0] else ""
         rows.append([words[system], len(found), *cells, count, minutes])
     return Table(["system", "seeds", "topic accuracy", "sentiment macro recall", "training rows", "minutes"], rows)
+
+
+def transfer() -> Table:
+    """What logistic regression on frozen embeddings reaches, on all rows of each task."""
+    rows = []
+    for system in ("frozen", "frozen-minilm"):
+        found = load(f"multitask/{system}-0")["test"]
+        rows.append([multitask.WORDS[system], *(f"{found[task][of]:.3f}" for task, of in FROZEN_TASKS.items())])
+    return Table(["system", *(f"{task} {of.replace('_', ' ')}" for task, of in FROZEN_TASKS.items())], rows)
 
 
 def classification_interval() -> Table:
@@ -471,6 +480,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "some-rows": partial(
         classification, [name for name in (*multitask.WORDS, *EARLIER_MULTITASK) if name not in ON_ALL]
     ),
+    "transfer": transfer,
     "sharing": sharing,
     "costs": costs,
     "freezing": partial(freezing_scenarios, "shipped"),

@@ -16,7 +16,11 @@ DEVICE_HELP = "cpu, cuda, mps; auto takes an accelerator where there is one"
 SCHEDULES = ("linear", "cosine", "constant")
 STRATEGIES = "layerwise, uniform, decay:X (such as decay:0.9), or a .json file of factors"
 HEAD_KINDS = ("attention", "linear")
+# Learning rates. For an encoder: from a trained one, from random weights, from a teacher's embeddings.
 FINE_TUNING_RATE, SCRATCH_RATE, DISTILLATION_RATE = 2e-5, 1e-4, 2e-4
+# For tasks: from the shipped encoder (benchmarks/defaults.py), from random weights; from others FINE_TUNING_RATE.
+TASK_RATE, TASK_SCRATCH_RATE = 1e-4, 2e-4
+TASK_EPOCHS, LEAST_STEPS = 5, 100
 SIMILARITY_WEIGHT = 5.0  # in a distillation, of the similarities against the distances
 
 
@@ -84,6 +88,12 @@ def unfreezing(text: str) -> float:
 class MultiTaskConfig(TrainingConfig):
     """How the tasks are weighed, and what trains."""
 
+    epochs: int | None = option(
+        None,
+        f"passes over the data (default: {TASK_EPOCHS}, or as many as make {LEAST_STEPS} steps)",
+        check=at_least(1),
+    )
+    learning_rate: float = option(TASK_RATE, "the highest learning rate", check=above(0))
     task_weight: tuple[tuple[str, float], ...] = option(
         (),
         "a task's share of the loss (default: all alike, 1 in sum)",
@@ -118,3 +128,8 @@ class MultiTaskConfig(TrainingConfig):
         super().__post_init__()
         if self.balance == "uncertainty" and self.task_weight:
             raise UserError("the weights of the tasks are learned under uncertainty: give none", "task_weight")
+
+    def total_steps(self, rows: int) -> int:
+        each = self.steps_per_epoch(rows)
+        epochs = self.epochs or max(TASK_EPOCHS, math.ceil(LEAST_STEPS / each))
+        return self.max_steps or epochs * each

@@ -463,6 +463,22 @@ def test_bare_it_trains_tests_and_writes_everything(
     assert json.loads((tmp_path / "task2" / "metrics.json").read_text())["test"]["topic"]["rows"] == 30
 
 
+@pytest.mark.parametrize(
+    ("start", "rate"), [({}, 1e-4), ({"model": "m"}, 1e-4), ({"encoder": "e"}, 2e-5), ({"from_scratch": True}, 2e-4)]
+)
+def test_the_default_rate_depends_on_the_start(start, rate):
+    assert task2.Train(files=("a.csv",), output="o", **start).learning_rate == rate
+    assert task2.Train(files=("a.csv",), output="o", learning_rate=3e-3, **start).learning_rate == 3e-3
+
+
+def test_with_few_rows_the_default_length_is_a_least_number_of_steps():
+    few, many = task2.Train(files=("a.csv",), output="o"), 32 * 100
+    assert few.total_steps(64) == 100 and few.total_steps(65) == 102  # whole epochs, of 2 and of 3 steps
+    assert few.total_steps(many) == 5 * 100
+    assert dataclasses.replace(few, epochs=1).total_steps(64) == 2
+    assert dataclasses.replace(few, max_steps=7).total_steps(64) == 7
+
+
 def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
     monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
     start, rows = {"files": ("a.csv",), "output": "o"}, LabelledRows(["", ""], {"a": ["x", "y"]}, ["", ""])
