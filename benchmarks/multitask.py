@@ -2,12 +2,12 @@
 
     python -m benchmarks.multitask DATA SYSTEM [SYSTEM ...]    train and test; a result that is there is kept
 
-DATA is the folder with `topic/`, `sentiment/`, `emotion/` and `question/`. The first systems see the same part of the training rows, three
-seeds each, and are tested on 2,000 test rows of each task: together, topic, sentiment (both tasks, or one alone, from
-random weights), shipped-together, shipped-topic, shipped-sentiment (the same from the shipped encoder) and tfidf
-(word 1,2-grams and logistic regression with balanced classes). The others see all training rows and are tested on all
-test rows: shipped-all, tfidf-all, and frozen and frozen-minilm (logistic regression on the embeddings of the shipped
-encoder and of all-MiniLM-L6-v2, of emotion and question too).
+DATA is the folder with `topic/`, `sentiment/`, `emotion/` and `question/`. The first systems see the same part of the
+training rows, three seeds each, and are tested on 2,000 test rows of each task: together, topic, sentiment (both tasks,
+or one alone, from random weights), shipped-together, shipped-topic, shipped-sentiment (the same from the shipped
+encoder) and tfidf (word 1,2-grams and logistic regression with balanced classes). The others see all training rows and
+are tested on all test rows: shipped-all, tfidf-all, and frozen and frozen-minilm (logistic regression on the embeddings
+of the shipped encoder and of all-MiniLM-L6-v2, of emotion and question too).
 """
 
 import argparse
