@@ -94,7 +94,7 @@ class Embed(InferenceConfig):
                 writer.write(block)
                 bar.update(len(block))
             writer.close()
-        print(f"{self.output}: {writer.rows} × {writer.dim}, {self.dtype}")
+        print(f"{self.output}: {writer.rows} × {writer.dim}, {self.dtype}, computed in {options['precision']}")
 
 
 @dataclass(frozen=True, kw_only=True)

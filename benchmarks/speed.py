@@ -6,7 +6,7 @@
 The shipped encoder's folder, opened here and by sentence-transformers with each of its backends, each in a process of
 its own. They take turns: 512 news texts of DATA, and one alone; medians of five rounds (--quick: 128 texts, three
 rounds), beside the machine's own rate of matrix multiplication in the same rounds, and how far the embeddings are from
-ours in fp32. Then commands from start to end, in turns with sentence-transformers doing the same.
+ours in fp32. Then commands from start to end, in turns with sentence-transformers doing the same, and a training step.
 """
 
 import argparse
@@ -25,13 +25,19 @@ import torch
 from benchmarks.record import RESULTS, record
 from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
+from common.config import MultiTaskConfig
+from common.data import MultiTaskDataset
+from common.devices import cpu_computes_bf16
 from common.encoder import SentenceEncoder
-from common.rows import read_labelled_rows
+from common.heads import MultiTaskModel
+from common.multitask import MultiTaskObjective
+from common.rows import read_labelled_rows, training_tasks
+from common.train import Trainer
 
 OURS = ("ours fp32", "ours auto")
 TEXTS, ROUNDS = 512, 5
 QUICK_TEXTS, QUICK_ROUNDS = 128, 3
-START_TEXTS = 100
+START_TEXTS, TRAINED_TEXTS = 100, 320
 SHAPE = (1024, 768, 3072)
 THEIR_START = (
     "import sys, numpy; from sentence_transformers import SentenceTransformer; "
@@ -118,6 +124,21 @@ def compare_starts(python: str, folder: Path, texts: Sequence[str], rounds: int)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def training_share(data: Path, rounds: int) -> dict[str, float]:
+    """What share of the machine's rate a training uses: an epoch over 320 news texts, all that a step does."""
+    rows = read_labelled_rows([data / "topic" / "train.csv"]).pick(range(TRAINED_TEXTS))
+    tasks, shares = training_tasks(rows), []
+    for _ in range(rounds):
+        model = MultiTaskModel(SentenceEncoder.from_pretrained(), tasks)
+        asked, config = MultiTaskDataset(rows, tasks, model.encoder.tokenizer), MultiTaskConfig(epochs=1)
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = Trainer(MultiTaskObjective(model, asked, config), config, folder).train().seconds
+        weights = sum(p.numel() for p in model.encoder.layers.parameters())
+        precision = torch.bfloat16 if cpu_computes_bf16() else torch.float32
+        shares.append(6 * weights * sum(asked.lengths) / seconds / multiply_rate(precision))
+    return {"share_of_multiply_rate": statistics.median(shares), "ms_a_step": 1000 * seconds / (TRAINED_TEXTS / 32)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -132,6 +153,7 @@ def main() -> None:
         encoder.save_pretrained(folder)
         found = compare(arguments.python, Path(folder), texts, rounds)
         starts = compare_starts(arguments.python, Path(folder), texts[:START_TEXTS], rounds)
+    training = training_share(arguments.data, rounds)
     slowest = found["systems"]["fp32"]
     for name, one in found["systems"].items():
         one |= {"sentences_per_second": count / one["all"], "ratio": slowest["all"] / one["all"]}
@@ -143,8 +165,10 @@ def main() -> None:
         print(f"{name}: {share:.0%} of the machine's {precision} matrix-multiply rate")
     for name, seconds in starts.items():
         print(f"{name}: {seconds:.2f} s")
+    print(f"a training step: {training['share_of_multiply_rate']:.0%} of the matrix-multiply rate")
     if not arguments.quick:
-        record(RESULTS / "speed.json", {"texts": count, "tokens": tokens, **found, "seconds_from_start": starts})
+        about = {"texts": count, "tokens": tokens}
+        record(RESULTS / "speed.json", {**about, **found, "seconds_from_start": starts, "training": training})
 
 
 if __name__ == "__main__":
