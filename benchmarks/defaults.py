@@ -25,7 +25,6 @@ CHOICES = {
     "2e-5, 3 epochs": ["--learning-rate", "2e-5", "--epochs", "3"],
     "1e-4, 100 steps": ["--learning-rate", "1e-4", "--max-steps", "100", "--evaluate-every", "50"],
     "1e-4, 300 steps": ["--learning-rate", "1e-4", "--max-steps", "300", "--evaluate-every", "50"],
-    "2e-4, 100 steps": ["--learning-rate", "2e-4", "--max-steps", "100", "--evaluate-every", "50"],
 }
 
 
@@ -61,6 +60,10 @@ def reached(data: Path, task: str, rows: int, choice: str) -> dict[str, object]:
     }
 
 
+def result_path(task: str, rows: int, choice: str) -> Path:
+    return RESULTS / "defaults" / f"{task}-{rows}-{choice.replace(', ', '-').replace(' ', '-')}.json"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -69,7 +72,7 @@ def main() -> None:
     for rows in arguments.rows:
         for choice in CHOICES:
             for task in TASKS:
-                path = RESULTS / "defaults" / f"{task}-{rows}-{choice.replace(', ', '-').replace(' ', '-')}.json"
+                path = result_path(task, rows, choice)
                 if not path.is_file():
                     print(f"\n{task}, {rows} rows, {choice}", flush=True)
                     found = reached(arguments.data, task, rows, choice)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm, ttest_1samp
 
-from benchmarks import adding, distill, freezing, multitask, sts
+from benchmarks import adding, defaults, distill, freezing, multitask, sts
 from benchmarks.data import read_manifest
 from benchmarks.multitask import FROZEN_TASKS, TASKS
 from benchmarks.record import RESULTS
@@ -168,15 +168,43 @@ def bits() -> Table:
     return Table(["weights", "MB", "stsb_dev", "largest change of a similarity"], rows)
 
 
-def peers() -> Table:
+def speed() -> Table:
+    words = {
+        "fp32": "sentence-transformers, fp32, its default",
+        "bf16": "sentence-transformers, bf16 weights",
+        "onnx": "sentence-transformers, ONNX Runtime",
+        "onnx int8": "sentence-transformers, ONNX Runtime, dynamic int8",
+        "openvino": "sentence-transformers, OpenVINO",
+        "ours fp32": '`encode(texts, precision="fp32")`',
+        "ours auto": "**`encode(texts)`**",
+    }
     rows = []
-    for name, words in {"encoder": "this encoder", "minilm": "all-MiniLM-L6-v2"}.items():
-        found = load("peers")[name]
-        speeds = [f"{found['sentences_per_second'][way]:.1f}" for way in ("ours", "sentence-transformers")]
-        ratio, share = found["speed_over_sentence_transformers"], found["share_of_matmul_rate"]
-        rows.append([words, f"{found['largest_difference']:.1e}", *speeds, f"{ratio:.2f}", f"{share:.0%}"])
-    header = ["model", "largest difference between embeddings", "sentences a second, here", "sentence-transformers"]
-    return Table([*header, "ratio", "of the machine's matrix-multiply rate"], rows)
+    for name, shown in words.items():
+        found = load("speed")["systems"][name]
+        cells = [f"{found['sentences_per_second']:.1f}", f"{found['ratio']:.2f}", f"{1000 * found['one']:.0f}"]
+        rows.append([shown, *cells, f"{found['lowest_cosine']:.4f}"])
+    return Table(["system", "texts a second", "ratio", "ms for one text", "lowest cosine to fp32"], rows)
+
+
+def starts() -> Table:
+    found = load("speed")["seconds_from_start"]
+    words = {
+        "embed": "`task1.py embed` of 100 texts",
+        "sentence-transformers embeds": "sentence-transformers, the same",
+    }
+    words = {"task1.py --help": "`task1.py --help`", "task2.py --help": "`task2.py --help`", **words}
+    return Table(["from start to end", "seconds"], [[words[name], f"{found[name]:.1f}"] for name in words])
+
+
+def default_choices() -> Table:
+    """What each choice of rate and length reaches on the test rows."""
+    rows = []
+    for size in (100, 1_000):
+        for choice in defaults.CHOICES:
+            found = load_all(defaults.result_path(task, size, choice) for task in defaults.TASKS)
+            if len(found) == len(defaults.TASKS):
+                rows.append([f"{size:,}", choice, *(f"{one['test'][one['measure']]:.3f}" for one in found)])
+    return Table(["rows", "choice", *(f"{task} {of.replace('_', ' ')}" for task, of in defaults.TASKS.items())], rows)
 
 
 def samples() -> Table:
@@ -473,7 +501,9 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "distillation": distillation,
     "distillation-history": distillation_history,
     "bits": bits,
-    "peers": peers,
+    "speed": speed,
+    "starts": starts,
+    "defaults": default_choices,
     "samples": samples,
     "all-rows": partial(classification, ON_ALL),
     "all-rows-interval": classification_interval,

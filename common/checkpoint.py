@@ -97,9 +97,12 @@ def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
     if overwrite or resume:
         return
     if (output / CHECKPOINT).is_file():
-        raise UserError(f"{output} holds an unfinished run: resume it, or overwrite it", "output")
-    if (output / "config.json").is_file():
-        raise UserError(f"{output} holds a model already: choose another folder, or overwrite it", "output")
+        what = "an unfinished run: resume it (--resume)"
+    elif (output / "config.json").is_file():
+        what = "a model already: choose another folder"
+    else:
+        return
+    raise UserError(f"{output} holds {what}, or overwrite it (--overwrite)", "output")
 
 
 def same_folder(start: str | None, output: str) -> bool:

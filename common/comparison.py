@@ -169,7 +169,8 @@ def _kept_outcome(place: Path, described: dict[str, Any]) -> Outcome | None:
         raise UserError(f"{path}: cannot be read ({error}); overwrite it to train anew") from None
     if earlier != described:
         raise UserError(
-            f"{place}: holds the result of other settings, weights or data; choose another folder, or overwrite it"
+            f"{place}: holds the result of other settings, weights or data; choose another folder, "
+            "or overwrite it (--overwrite)"
         )
     print("kept from an earlier run")
     return outcome

@@ -131,11 +131,13 @@ class Encoder(nn.Module):
     @torch.inference_mode()
     def _embed(self, rows: list[list[int]], batch_tokens: int, precision: str) -> np.ndarray:
         embeddings = np.empty((len(rows), self.dim), dtype=np.float32)
-        encoder = lowered(self, precision)
+        encoder = lowered(self, precision)  # its states alone: tokenizer and pooling may have changed since
         with evaluating(encoder):
             for batch in token_budget_batches([len(row) for row in rows], batch_tokens):
                 input_ids, attention_mask = self.tokenizer.pad([rows[i] for i in batch])
-                embeddings[batch] = encoder(input_ids.to(self.device), attention_mask.to(self.device)).cpu().numpy()
+                input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
+                states = encoder.token_states(input_ids, attention_mask)
+                embeddings[batch] = self.embed_states(states, attention_mask).cpu().numpy()
         return embeddings
 
     def save_pretrained(self, folder: str | Path) -> None:

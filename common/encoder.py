@@ -77,7 +77,7 @@ class PositionalEncoding(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(batch, length, dim) to the same, each position's sinusoids added."""
-        return vectors + self.table[: vectors.size(1)]
+        return vectors + self.table[: vectors.size(1)].to(vectors.dtype)
 
 
 class LearnedPositions(nn.Module):

@@ -21,8 +21,10 @@ from common.data import SentenceDataset
 from common.devices import resolve_precision
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import Interrupted, UserError
+from common.metrics import pair_similarities, spearman
 from common.optim import build_optimizer
 from common.pretrained import PretrainedEncoder
+from common.rows import TrainingRows
 from common.sentences import PairObjective
 from common.tokenizer import SentenceTokenizer
 from common.train import Trainer
@@ -386,6 +388,18 @@ def test_batches_are_run_twice_only_where_they_do_not_fit_together(budget, runs,
     trainer.objective.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     trainer.train()
     assert len(seen) > runs and sum(seen) == 16 * runs
+
+
+def test_in_bf16_too_the_evaluations_are_of_the_model_as_it_then_is(tiny_encoder, tmp_path):
+    pairs = TrainingRows(
+        [(f"one text {i}", f"{i} is a text") for i in range(30)], [float(i % 7) for i in range(30)], ()
+    )
+    data = SentenceDataset(ROWS, tiny_encoder.tokenizer)
+    settings = {"batch_size": 16, "max_steps": 3, "evaluate_every": 1, "precision": "bf16", "learning_rate": 1e-2}
+    trainer = Trainer(PairObjective(tiny_encoder, data, pairs), dataclasses.replace(CONFIG, **settings), tmp_path)
+    history, fresh = trainer.train().history, copy.deepcopy(tiny_encoder)
+    similarities = pair_similarities(fresh, *zip(*pairs.rows, strict=True), precision="bf16")
+    assert history[-1]["dev spearman"] == spearman(similarities, pairs.scores)
 
 
 class Casts(TorchDispatchMode):
