@@ -28,6 +28,7 @@ from common.config import (
     TASK_SCRATCH_RATE,
     InferenceConfig,
     MultiTaskConfig,
+    task_rate,
 )
 from common.data import MultiTaskDataset
 from common.devices import place, resolve_device
@@ -96,13 +97,13 @@ class Train(MultiTaskConfig):
     overwrite: bool = option(False, "replace what --output holds", compared=False)
     learning_rate: float | None = option(
         None,
-        f"the highest learning rate (default: {TASK_RATE:g}; from another encoder {FINE_TUNING_RATE:g}, from random "
+        f"the base learning rate (default: {TASK_RATE:g}; from another encoder {FINE_TUNING_RATE:g}, from random "
         f"weights {TASK_SCRATCH_RATE:g})",
         check=above(0),
     )
 
     def __post_init__(self) -> None:
-        rate = TASK_SCRATCH_RATE if self.from_scratch else FINE_TUNING_RATE if self.encoder else TASK_RATE
+        rate = task_rate(self.encoder, self.from_scratch)
         object.__setattr__(self, "learning_rate", rate if self.learning_rate is None else self.learning_rate)
         super().__post_init__()
         starts = {"--encoder": self.encoder, "--model": self.model, "--from-scratch": self.from_scratch}
@@ -191,17 +192,17 @@ class Train(MultiTaskConfig):
         print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
         print(tasks_table(data))
         model.to(resolve_device(self.device))
-        strengths = fit_linear_heads(model, data, asked["dev"], self.class_weight, **self.options(model))
+        strengths = fit_linear_heads(model, data, asked["dev"], self.class_weight, **self.options)
         print("C of the logistic regression: " + ", ".join(f"{c:g} for {task}" for task, c in strengths.items()))
         if asked["dev"]:
-            calibrate(model, asked["dev"], **self.options(model))
+            calibrate(model, asked["dev"], **self.options)
         self.write(model, asked, strengths=strengths)
 
     def write(self, model: MultiTaskModel, asked: Parts, **about: Any) -> None:
         """Write and measure a model that no training loop has written."""
         if self.resume:
             raise UserError("there is nothing to resume where no training loop runs", "resume")
-        results = judge_parts(model.to(resolve_device(self.device)), asked, self.options(model))
+        results = judge_parts(model.to(resolve_device(self.device)), asked, self.options)
         if is_main_process():
             model.save_pretrained(self.output)
             if self.overwrite:
@@ -209,7 +210,8 @@ class Train(MultiTaskConfig):
             write_results(Path(self.output), {"command": asdict(self), **about, **results}, results)
         print_parts(results)
 
-    def options(self, model: MultiTaskModel) -> dict[str, Any]:
+    @property
+    def options(self) -> dict[str, Any]:
         """How to run a model outside the training loop."""
         return {"precision": self.precision, "batch_tokens": self.batch_tokens}
 
@@ -343,7 +345,7 @@ class Show(Config):
     from_scratch: bool = option(False, "start from random weights, to see what the shipped encoder is worth")
 
     def run(self) -> None:
-        config = MultiTaskConfig(learning_rate=TASK_SCRATCH_RATE if self.from_scratch else TASK_RATE)
+        config = MultiTaskConfig(learning_rate=task_rate(None, self.from_scratch))
         set_seed(config.seed)
         encoder = SentenceEncoder() if self.from_scratch else load_encoder()
         parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}

@@ -27,7 +27,7 @@ from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
 from common.config import MultiTaskConfig
 from common.data import MultiTaskDataset
-from common.devices import cpu_computes_bf16
+from common.devices import cpu_computes_bf16, resolve_precision
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.multitask import MultiTaskObjective
@@ -127,7 +127,7 @@ def compare_starts(python: str, folder: Path, texts: Sequence[str], rounds: int)
 def training_share(data: Path, rounds: int) -> dict[str, float]:
     """What share of the machine's rate a training uses: an epoch over 320 news texts, all that a step does."""
     rows = read_labelled_rows([data / "topic" / "train.csv"]).pick(range(TRAINED_TEXTS))
-    tasks, shares = training_tasks(rows), []
+    tasks, shares, steps = training_tasks(rows), [], []
     for _ in range(rounds):
         model = MultiTaskModel(SentenceEncoder.from_pretrained(), tasks)
         asked, config = MultiTaskDataset(rows, tasks, model.encoder.tokenizer), MultiTaskConfig(epochs=1)
@@ -136,7 +136,8 @@ def training_share(data: Path, rounds: int) -> dict[str, float]:
         weights = sum(p.numel() for p in model.encoder.layers.parameters())
         precision = torch.bfloat16 if cpu_computes_bf16() else torch.float32
         shares.append(6 * weights * sum(asked.lengths) / seconds / multiply_rate(precision))
-    return {"share_of_multiply_rate": statistics.median(shares), "ms_a_step": 1000 * seconds / (TRAINED_TEXTS / 32)}
+        steps.append(1000 * seconds / config.total_steps(TRAINED_TEXTS))
+    return {"share_of_multiply_rate": statistics.median(shares), "ms_a_step": statistics.median(steps)}
 
 
 def main() -> None:
@@ -159,7 +160,7 @@ def main() -> None:
         one |= {"sentences_per_second": count / one["all"], "ratio": slowest["all"] / one["all"]}
         print(f"{name:<12} {one['sentences_per_second']:7.1f} sentences/s  {one['ratio']:.2f} ×  "
               f"one {1000 * one['one']:.1f} ms  cosine {one['lowest_cosine']:.5f}")  # fmt: skip
-    for name, precision in (("ours fp32", "fp32"), ("ours auto", "bf16")):
+    for name, precision in (("ours fp32", "fp32"), ("ours auto", resolve_precision("auto", encoder.device))):
         share = 2 * weights * tokens / found["systems"][name]["all"] / found["multiply_rate"][precision]
         found["systems"][name]["share_of_multiply_rate"] = share
         print(f"{name}: {share:.0%} of the machine's {precision} matrix-multiply rate")

@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,7 +40,7 @@ def peer(system: str, folder: str) -> Encode:
         return partial(model.encode, normalize_embeddings=True)
     model = SentenceTransformer(folder, device="cpu", backend=backend, model_kwargs={"export": True})
     if quantized:
-        output = tempfile.mkdtemp()
+        output = f"{folder}/int8"
         model.save_pretrained(output)
         export_dynamic_quantized_onnx_model(model, "avx512_vnni", output)
         options = {"file_name": "onnx/model_qint8_avx512_vnni.onnx"}

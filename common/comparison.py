@@ -17,6 +17,7 @@ from common.checkpoint import CHECKPOINT, weights_digest
 from common.config import MultiTaskConfig
 from common.data import MultiTaskDataset, digest
 from common.devices import processes, resolve_device, resolve_precision
+from common.embedding import Encoder
 from common.errors import UserError
 from common.files import write_json
 from common.heads import MultiTaskModel
@@ -66,6 +67,10 @@ class Setting:
             "rates": learning_rates(config.rates, model, config.learning_rate),
         }
         return json.loads(json.dumps(described))  # as it is read back
+
+    def similarities(self, encoder: Encoder) -> np.ndarray:
+        """The cosine similarity of each pair, (pairs,)."""
+        return pair_similarities(encoder, *zip(*self.pairs.rows, strict=True), precision=self.config.precision)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def compare_strategies(
     model = MultiTaskModel(encoder, tasks)
     # A wrong word is said before the first training.
     described = {strategy: setting.description(model, strategy) for strategy in strategies}
-    before = pair_similarities(encoder, *zip(*setting.pairs.rows, strict=True))
+    before = setting.similarities(encoder)
     runs = [(strategy, seed) for seed in seeds for strategy in strategies]
     outcomes = []
     for number, (strategy, seed) in enumerate(runs, 1):
@@ -198,7 +203,7 @@ class Training:
         trainer = Trainer(MultiTaskObjective(model, train, config, dev, watch=True), config, folder)
         progress = trainer.train(resume, overwrite=not resume)
         best = MultiTaskModel.from_pretrained(folder).to(trainer.device)
-        after = pair_similarities(best.encoder, *zip(*setting.pairs.rows, strict=True))
+        after = setting.similarities(best.encoder)
         names, scores = ("rows", "accuracy", "macro_recall", "macro_f1"), setting.pairs.scores
         results = evaluate_tasks(best, test, precision=trainer.precision)
         return Outcome(

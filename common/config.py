@@ -1,7 +1,4 @@
-"""What can be chosen for a run of a model and for a training, with its defaults: the options that commands share.
-
-Nothing here loads torch, so that `--help` and a mistake in an option are answered at once.
-"""
+"""What can be chosen for a run of a model and for a training, with its defaults: the options that commands share."""
 
 import math
 from dataclasses import dataclass
@@ -18,9 +15,9 @@ STRATEGIES = "layerwise, uniform, decay:X (such as decay:0.9), or a .json file o
 HEAD_KINDS = ("attention", "linear")
 # Learning rates. For an encoder: from a trained one, from random weights, from a teacher's embeddings.
 FINE_TUNING_RATE, SCRATCH_RATE, DISTILLATION_RATE = 2e-5, 1e-4, 2e-4
-# For tasks: from the shipped encoder (benchmarks/defaults.py), from random weights; from others FINE_TUNING_RATE.
-TASK_RATE, TASK_SCRATCH_RATE = 1e-4, 2e-4
+TASK_RATE, TASK_SCRATCH_RATE = 1e-4, 2e-4  # for tasks; see `task_rate`
 TASK_EPOCHS, LEAST_STEPS = 5, 100
+EVALUATIONS = 10
 SIMILARITY_WEIGHT = 5.0  # in a distillation, of the similarities against the distances
 
 
@@ -46,7 +43,11 @@ class TrainingConfig(Config):
     warmup: float = option(0.1, "share of the steps in which the rate rises", check=between(0, 1))
     weight_decay: float = option(0.01, "AdamW's weight decay (biases and norms have none)", check=at_least(0))
     clip_norm: float = option(1.0, "gradients longer than this are scaled down to it", check=above(0))
-    evaluate_every: int | None = option(None, "steps between two evaluations (default: an epoch)", check=at_least(1))
+    evaluate_every: int | None = option(
+        None,
+        "steps between two evaluations (default: an epoch, or a tenth of the training where that is longer)",
+        check=at_least(1),
+    )
     patience: int | None = option(None, "stop after this many evaluations without a gain", check=at_least(1))
     seed: int = option(0, "the same seed gives the same model", check=between(0, 2**32 - 1))
     precision: str = option("auto", PRECISION_HELP, choices=("auto", "fp32", "bf16"))
@@ -57,6 +58,18 @@ class TrainingConfig(Config):
 
     def total_steps(self, rows: int) -> int:
         return self.max_steps or self.epochs * self.steps_per_epoch(rows)
+
+    def evaluation_steps(self, rows: int) -> int:
+        """The steps between two evaluations."""
+        return self.evaluate_every or max(self.steps_per_epoch(rows), self.total_steps(rows) // EVALUATIONS)
+
+
+def task_rate(encoder: str | None, from_scratch: bool = False) -> float:
+    """The default learning rate for tasks, from the shipped encoder (None) or another; higher from random weights.
+
+    Found for the shipped encoder (benchmarks/defaults.py); for others, usually of 12 layers, as in Devlin et al. 2019.
+    """
+    return TASK_SCRATCH_RATE if from_scratch else FINE_TUNING_RATE if encoder else TASK_RATE
 
 
 def task_weight(text: str) -> tuple[str, float]:
@@ -90,10 +103,10 @@ class MultiTaskConfig(TrainingConfig):
 
     epochs: int | None = option(
         None,
-        f"passes over the data (default: {TASK_EPOCHS}, or as many as make {LEAST_STEPS} steps)",
+        f"passes over the data (default: {TASK_EPOCHS}, more where those are fewer than {LEAST_STEPS} steps)",
         check=at_least(1),
     )
-    learning_rate: float = option(TASK_RATE, "the highest learning rate", check=above(0))
+    learning_rate: float = option(TASK_RATE, "the base learning rate", check=above(0))
     task_weight: tuple[tuple[str, float], ...] = option(
         (),
         "a task's share of the loss (default: all alike, 1 in sum)",

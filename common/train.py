@@ -86,6 +86,7 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.steps_per_epoch, self.total_steps = config.steps_per_epoch(rows), config.total_steps(rows)
+        self.evaluation_steps = config.evaluation_steps(rows)
         if rows // self.steps_per_epoch < objective.smallest_step:
             raise UserError(f"a step compares {objective.smallest_step} rows or more; give a larger one", "batch_size")
         self.options = {"precision": self.precision, "batch_tokens": config.batch_tokens}
@@ -118,7 +119,7 @@ class Trainer:
                     bar.update()
                     bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
                     done = progress.step == self.total_steps
-                    if done or progress.step % (self.config.evaluate_every or self.steps_per_epoch) == 0:
+                    if done or progress.step % self.evaluation_steps == 0:
                         self._evaluate(bar)
                         saved_at = -math.inf  # a new best model on disk needs a checkpoint that knows of it
                     if done or progress.stopped_early:

@@ -479,6 +479,13 @@ def test_with_few_rows_the_default_length_is_a_least_number_of_steps():
     assert dataclasses.replace(few, max_steps=7).total_steps(64) == 7
 
 
+def test_a_short_epoch_is_not_evaluated_each_time():
+    config = task2.Train(files=("a.csv",), output="o")
+    assert config.evaluation_steps(64) == 10  # a tenth of 100 steps
+    assert config.evaluation_steps(32 * 100) == 100
+    assert dataclasses.replace(config, evaluate_every=3).evaluation_steps(64) == 3
+
+
 def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
     monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
     start, rows = {"files": ("a.csv",), "output": "o"}, LabelledRows(["", ""], {"a": ["x", "y"]}, ["", ""])

@@ -50,6 +50,11 @@ def test_the_plan_names_every_stage_with_its_rate(tiny_folder, capsys):
     assert "0.9^(2L)" in capsys.readouterr().out
 
 
+def test_the_plan_has_the_rate_that_training_would_have(tiny_folder, capsys):
+    task4.main(["plan", "--encoder", str(tiny_folder), "--rates", "uniform", "--json"])
+    assert {line["rate"] for line in json.loads(capsys.readouterr().out)} == {2e-5}
+
+
 def test_a_plan_for_another_architecture_and_other_rates(tmp_path, capsys):
     tokenizer = SentenceTokenizer(max_length=32)
     tiny_transformer("roberta", tokenizer.vocab_size).save_pretrained(tmp_path)
