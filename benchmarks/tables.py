@@ -507,7 +507,6 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "some-rows": partial(
         classification, [name for name in (*multitask.WORDS, *EARLIER_MULTITASK) if name not in ON_ALL]
     ),
-    "transfer": transfer,
     "sharing": sharing,
     "costs": costs,
     "freezing": partial(freezing_scenarios, "shipped"),
