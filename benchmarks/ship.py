@@ -9,6 +9,7 @@ common/weights, and the similarities of some reference sentences recorded.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -20,7 +21,7 @@ import numpy as np
 import task1
 from benchmarks.quantization import save_quantized
 from benchmarks.record import RESULTS, record, trained
-from benchmarks.teachers import TAUGHT_BY, teacher_folder
+from benchmarks.teachers import FOLDER, TAUGHT_BY, TWEETS, teacher_folder
 from common.bert import COMPACT
 from common.encoder import SHIPPED, SentenceEncoder
 from common.metrics import pair_similarities, spearman
@@ -59,6 +60,12 @@ def distil(data: Path, output: Path) -> dict[str, object]:
     # The digests of start and teachers, among the contents, are kept; the folders that these lay in are not.
     settings = {name: value for name, value in training["settings"].items() if name not in ("model", "teacher")}
     return {"settings": settings, **{name: training[name] for name in ("contents", "seconds", "best", "history")}}
+
+
+def tweets() -> dict[str, object]:
+    """How the teacher of sentiment was trained, and what it reached on the dev rows."""
+    trained_teacher = json.loads((FOLDER / TWEETS / "metrics.json").read_text(encoding="utf-8"))
+    return {name: trained_teacher[name] for name in ("seconds", "best")}
 
 
 def round_weights(encoder: SentenceEncoder, dev: TrainingRows) -> dict[str, dict[str, float]]:
@@ -110,6 +117,7 @@ def main() -> None:
         RESULTS / "ship.json",
         {
             "training": training,
+            TWEETS: tweets(),
             "rounded": rounded,
             **loading,
             "reference": {"pairs": pairs, "similarities": similarities.tolist()},

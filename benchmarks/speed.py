@@ -4,7 +4,7 @@
     python -m benchmarks.speed DATA PEERS/bin/python [--quick]
 
 The shipped encoder's folder, opened here and by sentence-transformers with each of its backends, each in a process of
-its own. They take turns: 512 news texts of DATA, and one alone; medians of five rounds (--quick: 128 texts, three
+its own. They take turns: 256 news texts of DATA, and one alone; medians of five rounds (--quick: 128 texts, three
 rounds), beside the machine's own rate of matrix multiplication in the same rounds, and how far the embeddings are from
 ours in fp32. Then commands from start to end, in turns with sentence-transformers doing the same, and a training step.
 """
@@ -35,7 +35,7 @@ from common.rows import read_labelled_rows, training_tasks
 from common.train import Trainer
 
 OURS = ("ours fp32", "ours auto")
-TEXTS, ROUNDS = 512, 5
+TEXTS, ROUNDS = 256, 5
 QUICK_TEXTS, QUICK_ROUNDS = 128, 3
 START_TEXTS, TRAINED_TEXTS = 100, 320
 SHAPE = (1024, 768, 3072)
