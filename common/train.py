@@ -119,8 +119,7 @@ class Trainer:
                     bar.update()
                     bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
                     done = progress.step == self.total_steps
-                    if done or progress.step % self.evaluation_steps == 0:
-                        self._evaluate(bar)
+                    if (done or progress.step % self.evaluation_steps == 0) and self._evaluate(bar):
                         saved_at = -math.inf  # a new best model on disk needs a checkpoint that knows of it
                     if done or progress.stopped_early:
                         break
@@ -240,9 +239,9 @@ class Trainer:
         self.optimizer.zero_grad()
         self.progress.step += 1
 
-    def _evaluate(self, bar: tqdm) -> None:
-        """Add a row to the history; with a dev set, evaluate on it and keep the model if it is the best."""
-        progress = self.progress
+    def _evaluate(self, bar: tqdm) -> bool:
+        """Add a row to the history; with a dev set, evaluate on it, and keep the model if it is the best: True then."""
+        progress, best = self.progress, False
         row: dict[str, Any] = {"step": progress.step}
         row |= {f"train {name}": total / count for name, (total, count) in progress.sums.items() if count}
         progress.sums = {}
@@ -253,12 +252,14 @@ class Trainer:
             if progress.best is None or score > progress.best["score"]:
                 progress.best, progress.evaluations_since_best = {"step": progress.step, **metrics, "score": score}, 0
                 self._save()
+                best = True
             else:
                 progress.evaluations_since_best += 1
             progress.stopped_early = progress.evaluations_since_best >= (self.config.patience or math.inf)
         progress.history.append(row)
         if processes().is_main_process:
             bar.write(self.objective.describe(row))
+        return best
 
     def _save(self) -> None:
         """Write the model, and take away what an earlier run left beside the one that it replaces."""

@@ -128,7 +128,9 @@ def test_interrupted_and_resumed_is_bit_identical(tiny_encoder, uninterrupted, t
     assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
-def test_a_crash_within_a_step_resumes_from_the_last_checkpoint(tiny_encoder, uninterrupted, tmp_path):
+def test_a_crash_within_a_step_resumes_from_the_last_checkpoint(tiny_encoder, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.train, "CHECKPOINT_SECONDS", -1)
+
     def crash():
         raise MemoryError
 
@@ -141,10 +143,11 @@ def test_a_crash_within_a_step_resumes_from_the_last_checkpoint(tiny_encoder, un
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-import common.checkpoint
+import common.checkpoint, common.train
 from common.encoder import SentenceEncoder
 from tests.test_train import trainer_for
 
+common.train.CHECKPOINT_SECONDS = -1
 write, saves = common.checkpoint.save_file, 0
 
 def die_in_the_middle(tensors, path, metadata):
@@ -286,18 +289,29 @@ def test_files_that_belong_to_no_run_are_left_alone(tiny_encoder, tmp_path):
     assert (tmp_path / "metrics.json").read_text() == "mine"
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(tiny_encoder, tmp_path):
-    config = dataclasses.replace(CONFIG, evaluate_every=2)
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.train, "CHECKPOINT_SECONDS", -1)
 
     def spoil(trainer):
         if trainer.progress.step == 5:
             trainer.objective.encoder.layers[0].feed_forward.bias.data.fill_(float("nan"))
 
-    with pytest.raises(UserError, match=r"step 6: the loss is nan.*checkpoint of step 4 is kept"):
-        trainer_for(tiny_encoder, tmp_path, config, before_step=spoil).train()
-    resumed = trainer_for(tiny_encoder, tmp_path, config)
+    with pytest.raises(UserError, match=r"step 6: the loss is nan.*checkpoint of step 5 is kept"):
+        trainer_for(tiny_encoder, tmp_path, before_step=spoil).train()
+    resumed = trainer_for(tiny_encoder, tmp_path)
     resumed.train(resume=True)
     assert all(torch.isfinite(tensor).all() for tensor in weights(resumed).values())
+
+
+@pytest.mark.parametrize(("scores", "checkpoints"), [(None, 0), ([0.5, 0.4, 0.3, 0.6], 2)])
+def test_a_checkpoint_is_written_for_a_new_best_model_and_not_at_each_evaluation(
+    scores, checkpoints, tiny_encoder, tmp_path, monkeypatch
+):
+    written = []
+    monkeypatch.setattr(common.train, "save_checkpoint", lambda *_: written.append(1))
+    config = dataclasses.replace(CONFIG, evaluate_every=1, max_steps=5)
+    trainer_for(tiny_encoder, tmp_path, config, scores=scores and [*scores, 0.1]).train()
+    assert len(written) == checkpoints
 
 
 def test_the_best_model_is_saved_and_patience_ends_the_training(tiny_encoder, tmp_path):
