@@ -506,6 +506,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "speed": speed,
     "starts": starts,
     "samples": samples,
+    "defaults": default_choices,
     "all-rows": partial(classification, ON_ALL),
     "all-rows-interval": classification_interval,
     "some-rows": partial(
