@@ -104,7 +104,8 @@ class Compare(MultiTaskConfig):
     learning_rate: float | None = option(None, RATE_HELP, check=above(0))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "learning_rate", self.learning_rate or task_rate(self.encoder))
+        rate = task_rate(self.encoder) if self.learning_rate is None else self.learning_rate
+        object.__setattr__(self, "learning_rate", rate)
         super().__post_init__()
         if not self.strategies:
             raise UserError(f"names none (there are: {STRATEGIES}, gradual, gradual+ any of them)", "strategies")

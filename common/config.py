@@ -67,7 +67,7 @@ class TrainingConfig(Config):
 def task_rate(encoder: str | None, from_scratch: bool = False) -> float:
     """The default learning rate for tasks, from the shipped encoder (None) or another; higher from random weights.
 
-    Found for the shipped encoder (benchmarks/defaults.py); for others, usually of 12 layers, as in Devlin et al. 2019.
+    Chosen for the shipped encoder (benchmarks/defaults.py); for others, usually of 12 layers, as in Devlin et al. 2019.
     """
     return TASK_SCRATCH_RATE if from_scratch else FINE_TUNING_RATE if encoder else TASK_RATE
 

@@ -130,6 +130,7 @@ def test_random_pairs_are_the_same_each_time_and_never_a_text_with_itself():
 
 MISTAKES = {
     "no such rates": ([*("--strategies", "uniform,faster")], 'no learning rates are called "faster"'),
+    "a rate of nothing": ([*("--learning-rate", "0")], "--learning-rate: must be above 0, not 0.0"),
     "no seeds": ([*("--seeds", "0")], "--seeds: must be 1 or more, not 0"),
     "no strategies": ([*("--strategies", ",")], "--strategies: names none"),
     "rates beside strategies": ([*("--rates", "layerwise")], "leave --rates and --unfreeze out"),
