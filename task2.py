@@ -41,14 +41,13 @@ from common.freezing import is_frozen
 from common.heads import TASKS, MultiTaskModel
 from common.load import load_encoder
 from common.metrics import calibrate, judge_tasks
-from common.multitask import MultiTaskObjective, refuse_untrainable
+from common.multitask import MultiTaskTrainer, refuse_untrainable
 from common.objective import RESULT_FILES
 from common.optim import describe
 from common.predictions import predictions, print_csv, print_jsonl, print_table
 from common.readers import STDIN, read_texts
 from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
 from common.rows import SAMPLES, LabelledRows, read_labelled_rows, training_tasks
-from common.train import Trainer
 
 Parts = Mapping[str, MultiTaskDataset | None]  # "dev" and "test"
 Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks` gives
@@ -134,20 +133,20 @@ class Train(MultiTaskConfig):
         if can_be_fitted(model, data):
             self.fit_exactly(model, data, {"dev": dev, "test": test})
             return
-        objective = MultiTaskObjective(model, data, self, dev)
+        trainer = MultiTaskTrainer(model, data, self, output=self.output, dev=dev)
         if same_folder(self.model or self.encoder, self.output):
             if self.keep_similarity:
                 raise UserError("--keep-similarity holds on to the start, which --output would replace")
-            del objective.contents[START]  # this run's own saves replace them
+            del trainer.objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.encoder or self.model or SHIPPED_WORDS
         print(f"start: {start}; learning rate {self.learning_rate:g} ({self.rates}); seed {self.seed}")
-        print(parts_table(describe(model, objective.rates)))
+        print(parts_table(describe(model, trainer.objective.rates)))
         total = self.total_steps(len(data))
-        for stage, step in objective.thaw.items():
+        for stage, step in trainer.objective.thaw.items():
             late = "" if step < total else f", never: there are only {total} steps"
             print(f"thaws at step {step}: {stage}{late}")
         with interrupted_hint("the same command with --resume goes on from there"):
-            fit(Trainer(objective, self, self.output), test, self.resume, self.overwrite)
+            fit(trainer, test, self.resume, self.overwrite)
         confusion = ", confusion.png" if dev or test else ""
         print(f"\n{self.output}: the model, metrics.json, history.csv, curves.png{confusion}")
 
@@ -217,19 +216,16 @@ class Train(MultiTaskConfig):
 
 
 def fit(
-    trainer: Trainer, test: MultiTaskDataset | None = None, resume: bool = False, overwrite: bool = False
+    trainer: MultiTaskTrainer, test: MultiTaskDataset | None = None, resume: bool = False, overwrite: bool = False
 ) -> tuple[MultiTaskModel, Results]:
     """Train, then write and print what came of it; gives the best model and how it does."""
     objective, output = trainer.objective, trainer.output
     data = objective.data
     print(tasks_table(data, objective.weights))
     progress = trainer.train(resume, overwrite)
-    model = MultiTaskModel.from_pretrained(output).to(trainer.device)
-    if objective.dev:
-        calibrate(model, objective.dev, **trainer.options)
+    model = trainer.best_model()
     results = judge_parts(model, {"dev": objective.dev, "test": test}, trainer.options)
     if is_main_process():
-        model.write_tasks(output)
         write_rows(output / "history.csv", progress.history)
         learned = [task for task in data.tasks if data.labelled(task)]
         save_figure(curves_figure(progress.history, learned), output / "curves.png")
@@ -262,7 +258,7 @@ def print_parts(results: Results) -> None:
         print(f"\non the {part} rows{chosen}\n{results_table(found)}")
 
 
-def training_record(trainer: Trainer, **results: Mapping[str, Any]) -> dict[str, Any]:
+def training_record(trainer: MultiTaskTrainer, **results: Mapping[str, Any]) -> dict[str, Any]:
     """What `metrics.json` says of a training: its options, what it stood on, how long it took, the results."""
     progress = trainer.progress
     took = {"seconds": round(progress.seconds), "best": progress.best}
@@ -352,8 +348,8 @@ class Show(Config):
         tasks = training_tasks(parts["train"])
         data = {name: MultiTaskDataset(rows, tasks, encoder.tokenizer) for name, rows in parts.items()}
         heading(f"Training on the sample data, from {'random weights' if self.from_scratch else SHIPPED_WORDS}")
-        objective = MultiTaskObjective(MultiTaskModel(encoder, tasks), data["train"], config, data["dev"])
-        trainer = Trainer(objective, config, RUN)
+        model = MultiTaskModel(encoder, tasks)
+        trainer = MultiTaskTrainer(model, data["train"], config, output=RUN, dev=data["dev"])
         with interrupted_hint("`python task2.py` begins anew"):
             model, results = fit(trainer, data["test"], overwrite=True)
         print_classes(results["test"])

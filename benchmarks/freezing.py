@@ -31,9 +31,8 @@ from common.data import MultiTaskDataset
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks, pair_similarities, spearman
-from common.multitask import MultiTaskObjective
+from common.multitask import MultiTaskTrainer
 from common.rows import LabelledRows, read_labelled_rows, read_scored_pairs, training_tasks
-from common.train import Trainer
 
 OUTSIDE = "everything, then logistic regression on its embeddings"
 SCENARIOS = {
@@ -63,7 +62,7 @@ def learn(
     config = MultiTaskConfig(epochs=EPOCHS[size], learning_rate=rate, seed=seed, freeze=tuple(words))
     model.untrained.clear()  # a new head may stay frozen, at random: that is one of the scenarios
     data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
-    Trainer(MultiTaskObjective(model, data, config), config, output).train()
+    MultiTaskTrainer(model, data, config, output=output).train()
     return config
 
 

@@ -30,9 +30,8 @@ from common.data import MultiTaskDataset
 from common.devices import cpu_computes_bf16, resolve_precision
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
-from common.multitask import MultiTaskObjective
+from common.multitask import MultiTaskTrainer
 from common.rows import read_labelled_rows, training_tasks
-from common.train import Trainer
 
 OURS = ("ours fp32", "ours auto")
 TEXTS, ROUNDS = 256, 5
@@ -132,7 +131,7 @@ def training_share(data: Path, rounds: int) -> dict[str, float]:
         model = MultiTaskModel(SentenceEncoder.from_pretrained(), tasks)
         asked, config = MultiTaskDataset(rows, tasks, model.encoder.tokenizer), MultiTaskConfig(epochs=1)
         with tempfile.TemporaryDirectory() as folder:
-            seconds = Trainer(MultiTaskObjective(model, asked, config), config, folder).train().seconds
+            seconds = MultiTaskTrainer(model, asked, config, output=folder).train().seconds
         weights = sum(p.numel() for p in model.encoder.layers.parameters())
         precision = torch.bfloat16 if cpu_computes_bf16() else torch.float32
         shares.append(6 * weights * sum(asked.lengths) / seconds / multiply_rate(precision))

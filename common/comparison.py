@@ -23,10 +23,9 @@ from common.files import write_json
 from common.heads import MultiTaskModel
 from common.load import load_encoder
 from common.metrics import evaluate_tasks, pair_similarities, spearman
-from common.multitask import MultiTaskObjective
+from common.multitask import MultiTaskTrainer
 from common.optim import learning_rates
 from common.rows import LabelledRows, TrainingRows, training_tasks
-from common.train import Trainer
 
 GRADUAL = "gradual"
 PAIRS = 1000
@@ -200,7 +199,7 @@ class Training:
             MultiTaskDataset(rows, tasks, model.encoder.tokenizer)
             for rows in (setting.train, setting.dev, setting.test)
         )
-        trainer = Trainer(MultiTaskObjective(model, train, config, dev, watch=True), config, folder)
+        trainer = MultiTaskTrainer(model, train, config, output=folder, dev=dev, watch=True)
         progress = trainer.train(resume, overwrite=not resume)
         best = MultiTaskModel.from_pretrained(folder).to(trainer.device)
         after = setting.similarities(best.encoder)

@@ -1,4 +1,4 @@
-"""Training several tasks together: how they are weighed, what trains, and how the best model is chosen."""
+"""Training several tasks together: how they are weighed, what trains, and how the best model is chosen and kept."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,15 +13,16 @@ from torch.nn.utils import get_total_norm
 from common.checkpoint import START, weights_digest
 from common.config import MultiTaskConfig
 from common.data import UNLABELLED, MultiTaskDataset
-from common.devices import share_out, sum_over_processes
+from common.devices import processes, share_out, sum_over_processes
 from common.errors import UserError
 from common.freezing import gradual_unfreezing, is_frozen
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights, complete_weights, distance_loss, task_loss, uncertainty_weighted
-from common.metrics import evaluate_tasks
+from common.metrics import calibrate, evaluate_tasks
 from common.objective import Batch, Metrics, Objective, Step
 from common.optim import learning_rates
 from common.states import frozen_data
+from common.train import Trainer
 
 
 class MultiTaskObjective(Objective):
@@ -172,6 +173,49 @@ class MultiTaskObjective(Objective):
             if shown:  # the rows of an added task may not label the old ones
                 lines.append(f"  {task:<{width}}  {'  '.join(shown)}")
         return "\n".join(lines)
+
+
+class MultiTaskTrainer(Trainer):
+    """Trains a multi-task model into a folder; how, stands in the configuration and under MultiTaskObjective.
+
+    Args:
+        output: the folder.
+        dev: labelled texts by which the best model is chosen; without any the last one is kept.
+        watch: keep the length of each stage's gradient at every step.
+
+    Raises:
+        UserError: what MultiTaskObjective and Trainer refuse.
+    """
+
+    objective: MultiTaskObjective
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        data: MultiTaskDataset,
+        config: MultiTaskConfig,
+        *,
+        output: str | Path,
+        dev: MultiTaskDataset | None = None,
+        watch: bool = False,
+    ) -> None:
+        super().__init__(MultiTaskObjective(model, data, config, dev, watch), config, output)
+
+    def fit(self, resume: bool = False, overwrite: bool = False) -> MultiTaskModel:
+        """Train to the end, and give the best model, which is then in the folder; `train` says what is raised."""
+        self.train(resume, overwrite)
+        model = self.best_model()
+        self.finish()
+        return model
+
+    def best_model(self) -> MultiTaskModel:
+        """After `train`: the model in the folder, on its device, its temperatures fitted on the dev rows and saved."""
+        model = MultiTaskModel.from_pretrained(self.output).to(self.device)
+        if self.objective.dev:
+            calibrate(model, self.objective.dev, **self.options)
+        if processes().is_main_process:
+            model.write_tasks(self.output)
+        return model
 
 
 def learning(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:

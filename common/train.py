@@ -90,7 +90,7 @@ class Trainer:
         if rows // self.steps_per_epoch < objective.smallest_step:
             raise UserError(f"a step compares {objective.smallest_step} rows or more; give a larger one", "batch_size")
         self.options = {"precision": self.precision, "batch_tokens": config.batch_tokens}
-        self.progress = Progress(run=self._identity())
+        self.progress = Progress()
 
     def train(self, resume: bool = False, overwrite: bool = False) -> Progress:
         """Run to the end, from the start or from the checkpoint in the folder.
@@ -151,6 +151,7 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         """Freeze, make the optimizer, and take up the checkpoint where one is to be resumed."""
+        self.progress.run = self._identity()
         saved = read_progress(self.output) if resume else None
         if saved:
             refuse_other_run(self.output, saved["run"], self.progress.run)

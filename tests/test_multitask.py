@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import common.metrics
 import common.states
+from common.checkpoint import CHECKPOINT
 from common.config import MultiTaskConfig, TrainingConfig, task_weight, unfreezing
 from common.data import UNLABELLED, MultiTaskDataset
 from common.errors import Interrupted, UserError
@@ -14,7 +16,7 @@ from common.freezing import freeze
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights
 from common.metrics import evaluate_tasks
-from common.multitask import MultiTaskObjective
+from common.multitask import MultiTaskObjective, MultiTaskTrainer
 from common.pretrained import PretrainedEncoder
 from common.rows import LabelledRows
 from common.states import FrozenEncoderDataset
@@ -64,9 +66,9 @@ def data_for(model, classes=None) -> MultiTaskDataset:
     return data
 
 
-def trainer_for(model, output, config=CONFIG, classes=None, dev=None, **options) -> Trainer:
+def trainer_for(model, output, config=CONFIG, classes=None, dev=None, **options) -> MultiTaskTrainer:
     options = {**options, "dev": data_for(model) if dev else None}
-    return Trainer(MultiTaskObjective(model, data_for(model, classes), config, **options), config, output)
+    return MultiTaskTrainer(model, data_for(model, classes), config, output=output, **options)
 
 
 def copied(model):
@@ -271,6 +273,18 @@ def test_the_states_stay_in_memory_or_else_go_to_a_file_that_is_gone_afterwards(
     trainer.train()
     assert type(trainer.objective.data.store).__name__ == kind
     assert not list(tmp_path.glob(".token*"))
+
+
+def test_fit_gives_the_best_model_calibrated_as_it_then_stands_in_the_folder(ours, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.metrics, "FEWEST_ROWS", 1)
+    trainer = trainer_for(ours, tmp_path, dev=True)
+    best = trainer.fit()
+    saved = MultiTaskModel.from_pretrained(tmp_path)
+    results = evaluate_tasks(saved, trainer.objective.dev, precision="fp32")
+    assert sum(result["macro_f1"] for result in results.values()) / 2 == trainer.progress.best["score"]
+    assert best.temperatures == saved.temperatures and set(saved.temperatures.values()) != {1.0}
+    assert best.predict(TEXTS) == saved.predict(TEXTS)
+    assert not (tmp_path / CHECKPOINT).is_file()
 
 
 def test_a_second_training_of_the_same_objective_begins_with_the_texts(ours, tmp_path):

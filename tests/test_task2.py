@@ -16,6 +16,7 @@ from common.cli import run
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import Interrupted, UserError
 from common.heads import MultiTaskModel
+from common.multitask import MultiTaskTrainer
 from common.rows import LabelledRows
 from common.tokenizer import SentenceTokenizer
 from tests.conftest import TINY, changed, interrupted_at
@@ -494,7 +495,7 @@ def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_fol
 
 
 def test_dropout_reaches_the_encoder_and_the_heads(labelled, tiny_folder, tmp_path, monkeypatch):
-    seen, backward = [], task2.Trainer._backward
+    seen, backward = [], MultiTaskTrainer._backward
 
     def watching(trainer, *arguments):
         model = trainer.objective.model
@@ -502,7 +503,7 @@ def test_dropout_reaches_the_encoder_and_the_heads(labelled, tiny_folder, tmp_pa
         seen.append({*shares, *(layer.attention_dropout for layer in model.encoder.layers)})
         return backward(trainer, *arguments)
 
-    monkeypatch.setattr(task2.Trainer, "_backward", watching)
+    monkeypatch.setattr(MultiTaskTrainer, "_backward", watching)
     arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
     task2.main([*arguments, "--dropout", "0.25"])
     assert seen[0] == {0.25}
