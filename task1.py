@@ -48,7 +48,6 @@ from common.devices import interleaved, place, share_of
 from common.embedding import Encoder
 from common.encoder import SentenceEncoder
 from common.errors import UserError
-from common.figures import map_figure, save_figure, similarity_figure
 from common.files import ArrayWriter, atomic_file, to_json, write_json
 from common.load import load_encoder
 from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
@@ -245,6 +244,8 @@ class Show(Config):
     """Show what the shipped encoder does, on sample sentences."""
 
     def run(self) -> None:
+        from common.figures import map_figure, save_figure, similarity_figure  # matplotlib loads slowly
+
         encoder = load_encoder()
         config, size = encoder.config, sum(parameter.numel() for parameter in encoder.parameters())
         heading("The encoder")

@@ -35,7 +35,6 @@ from common.devices import place, resolve_device
 from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.exact import can_be_fitted, fit_linear_heads
-from common.figures import confusion_figure, curves_figure, save_figure
 from common.files import to_json, write_json
 from common.freezing import is_frozen
 from common.heads import TASKS, MultiTaskModel
@@ -219,6 +218,8 @@ def fit(
     trainer: MultiTaskTrainer, test: MultiTaskDataset | None = None, resume: bool = False, overwrite: bool = False
 ) -> tuple[MultiTaskModel, Results]:
     """Train, then write and print what came of it; gives the best model and how it does."""
+    from common.figures import curves_figure, save_figure  # matplotlib loads slowly
+
     objective, output = trainer.objective, trainer.output
     data = objective.data
     print(tasks_table(data, objective.weights))
@@ -267,6 +268,8 @@ def training_record(trainer: MultiTaskTrainer, **results: Mapping[str, Any]) -> 
 
 def write_results(output: Path, record: Mapping[str, Any], results: Results) -> None:
     """Write `metrics.json` and, with results, `confusion.png`: of the test rows where there are any."""
+    from common.figures import confusion_figure, save_figure
+
     write_json(output / "metrics.json", record)
     if found := results.get("test") or results.get("dev"):
         save_figure(confusion_figure(found), output / "confusion.png")

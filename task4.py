@@ -17,7 +17,6 @@ from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, o
 from common.comparison import Outcome, Setting, compare_strategies, random_pairs
 from common.config import FINE_TUNING_RATE, STRATEGIES, TASK_RATE, MultiTaskConfig, task_rate
 from common.errors import UserError
-from common.figures import comparison_figure, rates_figure, save_figure, training_figure
 from common.files import to_json
 from common.heads import MultiTaskModel
 from common.load import load_encoder
@@ -127,6 +126,8 @@ class Compare(MultiTaskConfig):
 
 def show_outcomes(outcomes: Sequence[Outcome], output: Path) -> None:
     """Print a comparison's tables, and write `comparison.csv`, `comparison.png` and `training.png`."""
+    from common.figures import comparison_figure, save_figure, training_figure  # matplotlib loads slowly
+
     rows, stages = [outcome.flat() for outcome in outcomes], list(outcomes[0].moved)
     accuracies = [f"{task} accuracy" for task in outcomes[0].test]
     kept = ["similarity kept", *(["sts before", "sts after"] if outcomes[0].scored else [])]
@@ -144,6 +145,8 @@ class Show(Config):
     """Show the plan, and train on the sample data with one rate for all and with layer-wise rates."""
 
     def run(self) -> None:
+        from common.figures import rates_figure, save_figure
+
         config = MultiTaskConfig(epochs=3)
         lines = planned(MultiTaskModel(load_encoder(), TASKS), "layerwise", config.learning_rate)
         heading(f"The plan, for a base rate of {config.learning_rate:g}")
