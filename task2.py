@@ -40,7 +40,7 @@ from common.freezing import is_frozen
 from common.heads import TASKS, MultiTaskModel
 from common.load import load_encoder
 from common.metrics import calibrate, judge_tasks
-from common.multitask import MultiTaskTrainer, refuse_untrainable
+from common.multitask import MultiTaskTrainer, learning, refuse_untrainable
 from common.objective import RESULT_FILES
 from common.optim import describe
 from common.predictions import predictions, print_csv, print_jsonl, print_table
@@ -133,6 +133,9 @@ class Train(MultiTaskConfig):
             self.fit_exactly(model, data, {"dev": dev, "test": test})
             return
         trainer = MultiTaskTrainer(model, data, self, output=self.output, dev=dev)
+        for task in learning(model, data):
+            if lost := [label for i, label in enumerate(model.tasks[task]) if i not in data.classes[task]]:
+                print(f"{task}: no row has {', '.join(lost)}, which the model has learned and will unlearn")
         if same_folder(self.model or self.encoder, self.output):
             if self.keep_similarity:
                 raise UserError("--keep-similarity holds on to the start, which --output would replace")
