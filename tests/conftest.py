@@ -35,6 +35,7 @@ from common.encoder import EncoderConfig, SentenceEncoder
 from common.rows import SAMPLES
 from common.tokenizer import SentenceTokenizer
 from common.train import Trainer
+from tests.trainings import trainer_for
 
 # The encoders here are too small to gain from a second thread, and lose much where another program runs.
 torch.set_num_threads(1)
@@ -69,6 +70,14 @@ def tiny_encoder(tokenizer: SentenceTokenizer) -> SentenceEncoder:
 def tiny_folder(tiny_encoder: SentenceEncoder, tmp_path: Path) -> Path:
     tiny_encoder.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def uninterrupted(tiny_encoder: SentenceEncoder, tmp_path: Path) -> Trainer:
+    """A small training, run to its end."""
+    trainer = trainer_for(tiny_encoder, tmp_path / "whole")
+    trainer.train()
+    return trainer
 
 
 @pytest.fixture

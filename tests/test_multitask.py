@@ -22,7 +22,7 @@ from common.rows import LabelledRows
 from common.states import FrozenEncoderDataset
 from common.train import Trainer
 from tests.conftest import changed, tiny_transformer
-from tests.test_train import at_step, interrupt
+from tests.trainings import at_step, interrupt
 
 TASKS = {"topic": ["Science", "Sports"], "sentiment": ["bad", "good"]}
 TEXTS = [
