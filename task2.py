@@ -135,7 +135,7 @@ class Train(MultiTaskConfig):
         trainer = MultiTaskTrainer(model, data, self, output=self.output, dev=dev)
         for task in learning(model, data):
             if lost := [label for i, label in enumerate(model.tasks[task]) if i not in data.classes[task]]:
-                print(f"{task}: no row has {', '.join(lost)}, which the model has learned and will unlearn")
+                print(f"{task}: no row to train on has {shorten(', '.join(lost), 60)}, which may be unlearned")
         if same_folder(self.model or self.encoder, self.output):
             if self.keep_similarity:
                 raise UserError("--keep-similarity holds on to the start, which --output would replace")

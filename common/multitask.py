@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from common.checkpoint import START, weights_digest
 from common.config import MultiTaskConfig
 from common.data import UNLABELLED, MultiTaskDataset
-from common.devices import processes, share_out, sum_over_processes
+from common.devices import processes, share_out, sum_over_processes, wait_for_all
 from common.errors import UserError
 from common.freezing import gradual_unfreezing, is_frozen
 from common.heads import MultiTaskModel
@@ -206,6 +206,7 @@ class MultiTaskTrainer(Trainer):
         self.train(resume, overwrite)
         model = self.best_model()
         self.finish()
+        wait_for_all()
         return model
 
     def best_model(self) -> MultiTaskModel:

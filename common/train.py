@@ -151,7 +151,7 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         """Freeze, make the optimizer, and take up the checkpoint where one is to be resumed."""
-        self.progress.run = self._identity()
+        self.progress = Progress(run=self._identity())
         saved = read_progress(self.output) if resume else None
         if saved:
             refuse_other_run(self.output, saved["run"], self.progress.run)

@@ -39,6 +39,15 @@ def test_same_seed_same_weights_and_another_seed_others(tiny_encoder, uninterrup
     assert not equal(weights(other), weights(uninterrupted))
 
 
+def test_a_trainer_that_trains_again_begins_anew(tiny_encoder, tmp_path):
+    trainer = trainer_for(tiny_encoder, tmp_path)
+    first = trainer.train()
+    again = trainer.train(overwrite=True)
+    assert again.step == first.step == trainer.total_steps
+    assert len(again.history) == len(first.history)
+    assert again.history != first.history  # from the weights that the first training left
+
+
 def test_the_best_model_is_saved_and_patience_ends_the_training(tiny_encoder, tmp_path):
     config = dataclasses.replace(CONFIG, evaluate_every=1, patience=2)
     trainer = trainer_for(tiny_encoder, tmp_path, config, scores=[float("nan"), 0.5, 0.4, 0.3, 0.9])
