@@ -121,10 +121,7 @@ class Train(MultiTaskConfig):
         all_frozen = all(map(is_frozen, model.named_stages().values())) and not model.untrained
         rows, dev_rows = self.dev_rows(rows, list(model.tasks), splits=not all_frozen)
         test_rows = read_labelled_rows(self.test, list(model.tasks), self.text) if self.test else None
-        data, dev, test = (
-            MultiTaskDataset(part, model.tasks, model.encoder.tokenizer) if part else None
-            for part in (rows, dev_rows, test_rows)
-        )
+        data, dev, test = (model.dataset(part) if part else None for part in (rows, dev_rows, test_rows))
         if all_frozen:
             print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
             self.write(model, {"dev": dev, "test": test})
@@ -300,7 +297,7 @@ class Evaluate(InferenceConfig):
     def run(self) -> None:
         model, options = open_model(self, self.model)
         rows = read_labelled_rows(self.files, list(model.tasks), self.text)
-        results = judge_tasks(model, MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer), **options)
+        results = judge_tasks(model, model.dataset(rows), **options)
         if self.json:
             print(to_json(results))
             return
@@ -350,14 +347,13 @@ class Show(Config):
         config = MultiTaskConfig(learning_rate=task_rate(None, self.from_scratch))
         set_seed(config.seed)
         encoder = SentenceEncoder() if self.from_scratch else load_encoder()
-        parts = {name: read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")}
-        tasks = training_tasks(parts["train"])
-        data = {name: MultiTaskDataset(rows, tasks, encoder.tokenizer) for name, rows in parts.items()}
+        parts = [read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")]
+        model = MultiTaskModel(encoder, training_tasks(parts[0]))
+        train, dev, test = (model.dataset(rows) for rows in parts)
         heading(f"Training on the sample data, from {'random weights' if self.from_scratch else SHIPPED_WORDS}")
-        model = MultiTaskModel(encoder, tasks)
-        trainer = MultiTaskTrainer(model, data["train"], config, output=RUN, dev=data["dev"])
+        trainer = MultiTaskTrainer(model, train, config, output=RUN, dev=dev)
         with interrupted_hint("`python task2.py` begins anew"):
-            model, results = fit(trainer, data["test"], overwrite=True)
+            model, results = fit(trainer, test, overwrite=True)
         print_classes(results["test"])
 
         heading("Sentences it has not seen")

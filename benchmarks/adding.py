@@ -17,7 +17,6 @@ from benchmarks.freezing import EPOCHS, SEEDS, learn, measure, test_rows, traini
 from benchmarks.multitask import part_of
 from benchmarks.record import RESULTS, record
 from common.cli import ROOT
-from common.data import MultiTaskDataset
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
@@ -48,7 +47,7 @@ def first_model(data: Path, size: int, seed: int) -> Path:
 
 
 def sentiment_before(model: MultiTaskModel, data: Path) -> float:
-    asked = MultiTaskDataset(test_rows(data, "both"), model.tasks, model.encoder.tokenizer)
+    asked = model.dataset(test_rows(data, "both"))
     results = evaluate_tasks(model, asked)
     return results["sentiment"]["macro_recall"]
 

@@ -28,7 +28,6 @@ from accelerate.utils import set_seed
 from benchmarks.freezing import HEADS_RATE, RATE, SCENARIOS, training_rows
 from benchmarks.record import RESULTS, record
 from common.config import MultiTaskConfig
-from common.data import MultiTaskDataset
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.multitask import MultiTaskObjective
@@ -81,7 +80,7 @@ def measure(data: Path, scenario: str) -> dict[str, float]:
     words = tuple(SCENARIOS[scenario])
     # No evaluation on the way: a checkpoint follows each.
     config = MultiTaskConfig(max_steps=STEPS, evaluate_every=STEPS, learning_rate=rate, freeze=words)
-    dataset = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    dataset = model.dataset(rows)
     with peak_memory() as seen, tempfile.TemporaryDirectory() as folder:
         objective = TimedObjective(model, dataset, config)
         trainer = Trainer(objective, config, folder)

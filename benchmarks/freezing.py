@@ -27,7 +27,6 @@ from benchmarks.multitask import TASKS, TEST_ROWS, part_of
 from benchmarks.record import RESULTS, record
 from benchmarks.sts import minilm_folder
 from common.config import MultiTaskConfig
-from common.data import MultiTaskDataset
 from common.encoder import SHIPPED, SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks, pair_similarities, spearman
@@ -61,7 +60,7 @@ def learn(
     rate = HEADS_RATE if alone else RATE
     config = MultiTaskConfig(epochs=EPOCHS[size], learning_rate=rate, seed=seed, freeze=tuple(words))
     model.untrained.clear()  # a new head may stay frozen, at random: that is one of the scenarios
-    data = MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    data = model.dataset(rows)
     MultiTaskTrainer(model, data, config, output=output).train()
     return config
 
@@ -105,7 +104,7 @@ def code_snippets() -> list[tuple[str, str]]:
 
 def measure(model: MultiTaskModel, data: Path, target: str) -> dict[str, float]:
     """Each task's test result, and Spearman on stsb_test."""
-    asked = MultiTaskDataset(test_rows(data, target), model.tasks, model.encoder.tokenizer)
+    asked = model.dataset(test_rows(data, target))
     results = evaluate_tasks(model, asked)
     reached = {task: results[task][MEASURES[task]] for task in results}
     return {**reached, "stsb_test": similarity(model.encoder, data)}

@@ -20,8 +20,8 @@ from benchmarks.linear import EmbeddingFeatures, linear_classifier, word_feature
 from benchmarks.record import RESULTS, record, trained
 from benchmarks.sts import minilm_folder
 from common.cli import ROOT
-from common.data import MultiTaskDataset
 from common.encoder import SHIPPED, SentenceEncoder
+from common.files import atomic_file
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks
 from common.rows import read_labelled_rows
@@ -59,7 +59,7 @@ def part_of(data: Path, task: str, part: str, rows: int) -> Path:
     with source.open(encoding="utf-8", newline="") as stream:
         header, *lines = csv.reader(stream)
     chosen = random.Random(0).sample(lines, min(rows, len(lines)))
-    with target.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_file(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([header, *chosen])
     return target
 
@@ -79,7 +79,7 @@ def train(data: Path, system: str, seed: int) -> dict[str, object]:
     test = {}
     for task in tasks:
         asked = read_labelled_rows([part_of(data, task, "test", ALL if system in ON_ALL else TEST_ROWS)])
-        labelled = MultiTaskDataset(asked, model.tasks, model.encoder.tokenizer)
+        labelled = model.dataset(asked)
         test |= evaluate_tasks(model, labelled)
     return {
         "training": " ".join(options),

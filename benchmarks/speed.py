@@ -26,7 +26,6 @@ from benchmarks.record import RESULTS, record
 from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
 from common.config import MultiTaskConfig
-from common.data import MultiTaskDataset
 from common.devices import cpu_computes_bf16, resolve_precision
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
@@ -129,7 +128,7 @@ def training_share(data: Path, rounds: int) -> dict[str, float]:
     tasks, shares, steps = training_tasks(rows), [], []
     for _ in range(rounds):
         model = MultiTaskModel(SentenceEncoder.from_pretrained(), tasks)
-        asked, config = MultiTaskDataset(rows, tasks, model.encoder.tokenizer), MultiTaskConfig(epochs=1)
+        asked, config = model.dataset(rows), MultiTaskConfig(epochs=1)
         with tempfile.TemporaryDirectory() as folder:
             seconds = MultiTaskTrainer(model, asked, config, output=folder).train().seconds
         weights = sum(p.numel() for p in model.encoder.layers.parameters())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import CHECKPOINT, weights_digest
 from common.config import MultiTaskConfig
-from common.data import MultiTaskDataset, digest
+from common.data import digest
 from common.devices import processes, resolve_device, resolve_precision
 from common.embedding import Encoder
 from common.errors import UserError
@@ -192,13 +192,9 @@ class Training:
         """Train in a folder, or go on there, and measure; `before` are the pairs' similarities at the start."""
         setting, config = self.setting, self.setting.config_for(self.strategy, self.seed)
         set_seed(self.seed)
-        tasks = training_tasks(setting.train, setting.tasks)
-        model = MultiTaskModel(load_encoder(setting.encoder), tasks)
+        model = MultiTaskModel(load_encoder(setting.encoder), training_tasks(setting.train, setting.tasks))
         start = {name: copied(stage) for name, stage in model.named_stages().items()}
-        train, dev, test = (
-            MultiTaskDataset(rows, tasks, model.encoder.tokenizer)
-            for rows in (setting.train, setting.dev, setting.test)
-        )
+        train, dev, test = (model.dataset(rows) for rows in (setting.train, setting.dev, setting.test))
         trainer = MultiTaskTrainer(model, train, config, output=folder, dev=dev, watch=True)
         progress = trainer.train(resume, overwrite=not resume)
         best = MultiTaskModel.from_pretrained(folder).to(trainer.device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.batching import token_budget_batches
 from common.config import HEAD_KINDS
+from common.data import MultiTaskDataset
 from common.devices import autocast
 from common.embedding import BATCH_TOKENS, Encoder, evaluating, pool
 from common.errors import UserError
@@ -22,6 +23,7 @@ from common.folders import model_folder
 from common.freezing import frozen_stages, is_frozen
 from common.load import load_encoder
 from common.lowered import lowered
+from common.rows import LabelledRows
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
 DROPOUT = 0.1
@@ -189,6 +191,10 @@ class MultiTaskModel(nn.Module):
         model.untrained = self.untrained | {task for task in model.tasks if model.tasks[task] != self.tasks.get(task)}
         model.temperatures |= self.temperatures
         return model
+
+    def dataset(self, rows: LabelledRows) -> MultiTaskDataset:
+        """Labelled rows as what this model is trained on, or measured by."""
+        return MultiTaskDataset(rows, self.tasks, self.encoder.tokenizer)
 
     def head(self, task: str) -> Head:
         """The head of a task."""

@@ -50,7 +50,7 @@ def model(tiny_encoder) -> MultiTaskModel:
 @pytest.fixture
 def data(model) -> MultiTaskDataset:
     rows = LabelledRows(TEXTS, {"topic": ["x", "y"] * 60, "mood": ["bad"] * 99 + [None] * 21}, ["here"] * 120)
-    return MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    return model.dataset(rows)
 
 
 def test_calibrating_lowers_the_loss_and_changes_no_label(model, data):

@@ -28,7 +28,7 @@ def model(tiny_encoder) -> MultiTaskModel:
 
 def data_for(model, rows=range(48), **labels) -> MultiTaskDataset:
     every = LabelledRows(TEXTS, {**LABELS, **labels}, [f"line {i}" for i in range(48)])
-    return MultiTaskDataset(every.pick(rows), model.tasks, model.encoder.tokenizer)
+    return model.dataset(every.pick(rows))
 
 
 def scikit_learns(model, task, strength, **options):

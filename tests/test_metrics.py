@@ -132,7 +132,7 @@ def model(tiny_encoder) -> MultiTaskModel:
 
 def labelled(model, **labels) -> MultiTaskDataset:
     rows = LabelledRows(TEXTS, labels, [f"f, line {i}" for i in range(2, 2 + len(TEXTS))])
-    return MultiTaskDataset(rows, model.tasks, model.encoder.tokenizer)
+    return model.dataset(rows)
 
 
 @pytest.mark.parametrize("batch_tokens", [20, 4096])
