@@ -31,10 +31,12 @@ from transformers import (
     RobertaModel,
 )
 
+import task2
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.rows import SAMPLES
 from common.tokenizer import SentenceTokenizer
 from common.train import Trainer
+from tests.labelled import QUICK, ROWS
 from tests.trainings import trainer_for
 
 # The encoders here are too small to gain from a second thread, and lose much where another program runs.
@@ -93,6 +95,19 @@ def write_csv(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def labelled(write_csv: Callable[..., Path]) -> Path:
+    """A table of labelled rows."""
+    return write_csv("labelled.csv", ["text", "topic", "mood"], ROWS)
+
+
+@pytest.fixture
+def trained(labelled: Path, tiny_folder: Path, tmp_path: Path) -> Path:
+    """The folder of a model that has learned them."""
+    task2.main(["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "model"), *QUICK])
+    return tmp_path / "model"
 
 
 def changed(config: object, field: dataclasses.Field) -> dict[str, object]:

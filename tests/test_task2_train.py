@@ -1,0 +1,429 @@
+"""What `task2.py train` can be asked for."""
+
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import task2
+from common.encoder import EncoderConfig, SentenceEncoder
+from common.errors import Interrupted, UserError
+from common.heads import MultiTaskModel
+from common.multitask import MultiTaskTrainer
+from common.rows import LabelledRows
+from common.tokenizer import SentenceTokenizer
+from tests.conftest import TINY, changed, interrupted_at
+from tests.labelled import MOODS, QUICK, ROWS, TOPICS, evaluated
+
+
+def test_train_writes_the_model_and_how_it_went(labelled, tiny_folder, tmp_path):
+    output = tmp_path / "out"
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK])
+    assert MultiTaskModel.from_pretrained(output).tasks == {"topic": TOPICS, "mood": MOODS}
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["command"]["epochs"] == metrics["settings"]["epochs"] == 2
+    assert metrics["dev"]["topic"]["rows"] == len(ROWS)
+    history = list(csv.DictReader((output / "history.csv").open()))
+    tracked = {
+        f"{where} {task} {name}"
+        for where in ("train", "dev")
+        for task in ("topic", "mood")
+        for name in ("loss", "accuracy")
+    }
+    assert tracked <= set(history[0]) and len(history) == 2
+    for figure in ("curves.png", "confusion.png"):
+        assert min(Image.open(output / figure).size) > 300
+    assert not list(output.glob("*checkpoint*"))
+
+
+def test_the_kept_model_is_the_one_that_was_best_on_dev(labelled, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK, "--epochs", "6", "--evaluate-every", "2", "--learning-rate", "3e-3"])
+    metrics = json.loads((output / "metrics.json").read_text())
+    best = max(
+        np.mean([float(row[f"dev {t} macro_f1"]) for t in ("topic", "mood")])
+        for row in csv.DictReader((output / "history.csv").open())
+    )
+    assert metrics["best"]["score"] == pytest.approx(best)
+    assert np.mean([metrics["dev"][t]["macro_f1"] for t in ("topic", "mood")]) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_tiny_encoder_learns_32_rows_of_two_tasks_by_heart(write_csv, tiny_folder, tmp_path):
+    rows = [
+        [f"{w} {i} of {'ball' if i % 2 else 'atom'}", TOPICS[i % 2], MOODS[i % 3]] for i, w in enumerate("abcdefgh" * 4)
+    ]
+    path, output = write_csv("a.csv", ["text", "topic", "mood"], rows), tmp_path / "out"
+    arguments = ["train", str(path), "--dev", str(path), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK, "--epochs", "60", "--learning-rate", "5e-3", "--evaluate-every", "30"])
+    dev = json.loads((output / "metrics.json").read_text())["dev"]
+    assert dev["topic"]["accuracy"] == dev["mood"]["accuracy"] == 1.0
+
+
+def test_files_that_label_different_tasks_train_together(write_csv, tiny_folder, tmp_path, capsys):
+    topics = write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS])
+    moods = write_csv("moods.tsv", ["mood", "text"], [[row[2], row[0]] for row in ROWS[:9]])
+    task2.main(
+        ["train", str(topics), str(moods), "--encoder", str(tiny_folder), "--output", str(tmp_path / "out"), *QUICK]
+    )
+    shown = capsys.readouterr().out
+    assert "topic             16" in shown and "mood               9" in shown
+
+
+def test_names_and_labels_nobody_foresaw(write_csv, tiny_folder, tmp_path, capsys):
+    header = ["text", "mood of the day", "v1.0", "сорт"]
+    rows = [[f"text {i}", ["très bon", "😡", "$5"][i % 3], i % 2, ["да", "нет", ""][i % 3]] for i in range(12)]
+    path, output = write_csv("a.csv", header, rows), tmp_path / "out"
+    arguments = ["train", str(path), "--dev", str(path), "--encoder", str(tiny_folder), "--output", str(output)]
+    task2.main([*arguments, *QUICK])
+    capsys.readouterr()
+    task2.main(["predict", "text 3", "--model", str(output), "--format", "jsonl"])
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["mood of the day"]["probabilities"]) == {"$5", "très bon", "😡"}
+    assert set(result["v1.0"]["probabilities"]) == {"0", "1"}
+    assert result["сорт"]["label"] in ("да", "нет")
+
+
+@pytest.mark.parametrize(
+    "options", [["--balance", "uncertainty"], ["--class-weight", "balanced"], ["--task-weight", "topic=0.9"]]
+)
+def test_ways_of_balancing_change_the_model(options, labelled, tiny_folder, trained, tmp_path):
+    output = tmp_path / "other"
+    skewed = labelled.with_name("skewed.csv")
+    lines = labelled.read_text().splitlines()
+    skewed.write_text(
+        "\n".join(lines[:1] + [line for line in lines[1:] if not line.endswith("so-so")] + lines[3:4]) + "\n"
+    )
+    common_arguments = ["train", str(skewed), "--encoder", str(tiny_folder), *QUICK]
+    task2.main([*common_arguments, "--output", str(tmp_path / "plain")])
+    task2.main([*common_arguments, "--output", str(output), *options])
+    one, other = (MultiTaskModel.from_pretrained(folder).state_dict() for folder in (tmp_path / "plain", output))
+    assert one.keys() == other.keys()
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+WAYS = {
+    "learned weights": ["--balance", "uncertainty", "--evaluate-every", "1"],
+    "heads alone": ["--freeze", "encoder"],
+    "gradual unfreezing": ["--unfreeze", "gradual", "--rates", "layerwise"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stopped_training_resumes_to_the_same_model(way, labelled, tiny_folder, tmp_path):
+    def arguments(output):
+        start = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / output)]
+        return [*start, "--dev", str(labelled), *QUICK, "--batch-size", "3", *WAYS[way]]
+
+    task2.main(arguments("whole"))
+    with interrupted_at(4), pytest.raises(Interrupted, match="the same command with --resume goes on from there"):
+        task2.main(arguments("parts"))
+    task2.main([*arguments("parts"), "--resume"])
+    for name in ("model.safetensors", "heads.safetensors", "history.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+OTHERS = {
+    "task_weight": (("topic", 0.7),),
+    "freeze": ("stages:0",),
+    "rates": "layerwise",
+    "unfreeze": 0.5,
+    "tasks": ("topic", "mood"),
+}
+
+
+NOT_HERE = ("encoder", "model", "from_scratch", "device")
+
+
+FIELDS = [f for f in dataclasses.fields(task2.Train) if f.metadata["compared"] and f.name not in NOT_HERE]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """The command of a training that was stopped after two steps."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    SentenceEncoder(EncoderConfig(**TINY), SentenceTokenizer(max_length=64)).save_pretrained(folder / "tiny")
+    labelled = folder / "labelled.csv"
+    with labelled.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["text", "topic", "mood"], *ROWS])
+    arguments = {"files": (str(labelled),), "output": str(folder / "o"), "encoder": str(folder / "tiny")}
+    numbers = {"max_steps": 9, "batch_size": 4, "max_length": 20, "dropout": 0.5}
+    first = task2.Train(**arguments, dev=(str(labelled),), precision="bf16", device="cpu", **numbers)
+    with interrupted_at(1), pytest.raises(Interrupted):
+        first.run()
+    return first
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_resuming_with_any_other_option_is_refused(field, unfinished):
+    other = {field.name: OTHERS[field.name]} if field.name in OTHERS else changed(unfinished, field)
+    with pytest.raises(UserError, match=f"^{field.name}: is .*, but .* in the unfinished run"):
+        dataclasses.replace(unfinished, **other, resume=True).run()
+
+
+STARTS = {
+    "encoder": lambda folder: {"encoder": f"{folder}/model"},
+    "model": lambda folder: {"encoder": None, "model": f"{folder}/model"},
+    "scratch": lambda _: {"encoder": None, "from_scratch": True},
+    "dev": lambda _: {"dev": ()},
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_resuming_from_another_start_is_refused(name, unfinished, trained, tmp_path, monkeypatch):
+    config = SentenceEncoder.from_pretrained(unfinished.encoder).config
+    monkeypatch.setattr(task2, "SentenceEncoder", lambda: SentenceEncoder(config))
+    with pytest.raises(UserError, match=r"is .*, but .* in the unfinished run|changed since the unfinished run"):
+        dataclasses.replace(unfinished, **STARTS[name](tmp_path), resume=True).run()
+
+
+def test_other_labels_in_the_files_are_refused_on_resuming(labelled, tiny_folder, tmp_path):
+    arguments = {"files": (str(labelled),), "output": str(tmp_path / "o"), "encoder": str(tiny_folder)}
+    with interrupted_at(0), pytest.raises(Interrupted):
+        task2.Train(**arguments).run()
+    labelled.write_text(labelled.read_text().replace("Sports,good", "Science,good"))
+    with pytest.raises(UserError, match="the training rows changed since"):
+        task2.Train(**arguments, resume=True).run()
+
+
+def test_a_model_trained_further_in_its_own_folder_is_there_until_its_successor_is(trained, labelled):
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    arguments = ["train", str(labelled), "--model", str(trained), "--output", str(trained), *QUICK]
+    with interrupted_at(1), pytest.raises(Interrupted):
+        task2.main([*arguments, "--overwrite"])
+    assert all((trained / name).read_bytes() == content for name, content in before.items())
+    task2.main([*arguments, "--resume"])
+    assert (trained / "heads.safetensors").read_bytes() != before["heads.safetensors"]
+
+
+def test_a_run_that_has_replaced_its_own_start_goes_on(trained, labelled):
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--model", str(trained), "--output", str(trained)]
+    arguments += [*QUICK, "--evaluate-every", "1"]
+    before = (trained / "heads.safetensors").read_bytes()
+    with interrupted_at(2), pytest.raises(Interrupted):
+        task2.main([*arguments, "--overwrite"])
+    assert (trained / "heads.safetensors").read_bytes() != before
+    task2.main([*arguments, "--resume"])
+
+
+def test_a_run_without_dev_leaves_no_confusion_of_the_one_before(labelled, tiny_folder, tmp_path):
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
+    task2.main([*arguments, "--dev", str(labelled)])
+    assert (tmp_path / "o" / "confusion.png").exists()
+    task2.main([*arguments, "--overwrite"])
+    assert not (tmp_path / "o" / "confusion.png").exists()
+    assert (tmp_path / "o" / "curves.png").exists()
+
+
+def test_a_tenth_of_the_rows_is_held_out_to_choose_by(write_csv, tiny_folder, tmp_path, capsys):
+    rows = [[f"text number {i}", "often" if i % 4 else "seldom"] for i in range(200)]
+    arguments = ["train", str(write_csv("a.csv", ["text", "how"], rows)), "--encoder", str(tiny_folder), *QUICK]
+    task2.main([*arguments, "--output", str(tmp_path / "o")])
+    assert "dev rows: 20 held out, 180 left to train on" in capsys.readouterr().out
+    dev = json.loads((tmp_path / "o" / "metrics.json").read_text())["dev"]["how"]
+    assert {label: row["rows"] for label, row in dev["classes"].items()} == {"often": 15, "seldom": 5}
+    task2.main([*arguments, "--dev", "none", "--output", str(tmp_path / "all")])
+    assert "all 200 are trained on" in capsys.readouterr().out
+    assert "dev" not in json.loads((tmp_path / "all" / "metrics.json").read_text())
+
+
+def test_test_rows_are_measured_at_the_end(labelled, write_csv, tiny_folder, tmp_path, capsys):
+    test = write_csv("test.csv", ["text", "topic", "mood"], ROWS[:6])
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--test", str(test), *QUICK]
+    task2.main([*arguments, "--output", str(tmp_path / "o")])
+    assert "on the test rows\n" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert metrics["test"]["topic"]["rows"] == 6
+    assert metrics["test"] == json.loads(json.dumps(evaluated(tmp_path / "o", test, capsys)))
+
+
+def test_texts_are_read_from_the_column_that_is_named(write_csv, tiny_folder, tmp_path, capsys):
+    rows = [[topic, text, mood] for text, topic, mood in ROWS]
+    path = write_csv("a.csv", ["topic", "body", "mood"], rows)
+    output = str(tmp_path / "o")
+    task2.main(["train", str(path), "--text", "body", "--encoder", str(tiny_folder), "--output", output, *QUICK])
+    capsys.readouterr()
+    task2.main(["evaluate", str(path), "--text", "body", "--model", output, "--json"])
+    assert set(json.loads(capsys.readouterr().out)) == {"topic", "mood"}
+    task2.main(["predict", "--input", str(path), "--text", "body", "--model", output, "--format", "jsonl"])
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] == ROWS[0][0]
+
+
+def test_what_trains_is_shown_before_it_does(labelled, tiny_folder, tmp_path, capsys):
+    options = ["--freeze", "stages:0", "--rates", "layerwise", "--learning-rate", "1e-3", "--dropout", "0.3"]
+    task2.main(
+        ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK, *options]
+    )
+    said = capsys.readouterr().out
+    assert re.search(r"^embeddings +[\d,]+ +frozen$", said, re.M)
+    assert re.search(r"^layer 2 +[\d,]+ +0\.001 +0\.3$", said, re.M)
+
+
+@pytest.mark.parametrize(
+    ("start", "rate"), [({}, 1e-4), ({"model": "m"}, 1e-4), ({"encoder": "e"}, 2e-5), ({"from_scratch": True}, 2e-4)]
+)
+def test_the_default_rate_depends_on_the_start(start, rate):
+    assert task2.Train(files=("a.csv",), output="o", **start).learning_rate == rate
+    assert task2.Train(files=("a.csv",), output="o", learning_rate=3e-3, **start).learning_rate == 3e-3
+
+
+def test_with_few_rows_the_default_length_is_a_least_number_of_steps():
+    few, many = task2.Train(files=("a.csv",), output="o"), 32 * 100
+    assert few.total_steps(64) == 100 and few.total_steps(65) == 102  # whole epochs, of 2 and of 3 steps
+    assert few.total_steps(many) == 5 * 100
+    assert dataclasses.replace(few, epochs=1).total_steps(64) == 2
+    assert dataclasses.replace(few, max_steps=7).total_steps(64) == 7
+
+
+def test_a_short_epoch_is_not_evaluated_each_time():
+    config = task2.Train(files=("a.csv",), output="o")
+    assert config.evaluation_steps(64) == 10  # a tenth of 100 steps
+    assert config.evaluation_steps(32 * 100) == 100
+    assert dataclasses.replace(config, evaluate_every=3).evaluation_steps(64) == 3
+
+
+def test_training_starts_from_the_shipped_encoder_unless_told_otherwise(tiny_folder, monkeypatch):
+    monkeypatch.setattr("common.load.SHIPPED", tiny_folder)
+    start, rows = {"files": ("a.csv",), "output": "o"}, LabelledRows(["", ""], {"a": ["x", "y"]}, ["", ""])
+    assert task2.Train(**start).starting_model(rows).encoder.dim == 32
+    assert task2.Train(**start, from_scratch=True).starting_model(rows).encoder.dim == 768
+
+
+def test_dropout_reaches_the_encoder_and_the_heads(labelled, tiny_folder, tmp_path, monkeypatch):
+    seen, backward = [], MultiTaskTrainer._backward
+
+    def watching(trainer, *arguments):
+        model = trainer.objective.model
+        shares = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+        seen.append({*shares, *(layer.attention_dropout for layer in model.encoder.layers)})
+        return backward(trainer, *arguments)
+
+    monkeypatch.setattr(MultiTaskTrainer, "_backward", watching)
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
+    task2.main([*arguments, "--dropout", "0.25"])
+    assert seen[0] == {0.25}
+
+
+def weights_of(folder):
+    return MultiTaskModel.from_pretrained(folder).state_dict()
+
+
+def test_a_frozen_encoder_is_bit_identical_after_training_and_the_heads_have_moved(labelled, tiny_folder, tmp_path):
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK]
+    task2.main([*arguments, "--freeze", "encoder", "--weight-decay", "0.5"])
+    trained = MultiTaskModel.from_pretrained(tmp_path / "o")
+    start = SentenceEncoder.from_pretrained(tiny_folder).state_dict()
+    assert all(torch.equal(start[name], tensor) for name, tensor in trained.encoder.state_dict().items())
+    assert trained.head("topic").norm.bias.abs().max() > 0
+
+
+def test_a_task_is_added_to_a_model_whose_own_head_stands_still(trained, write_csv, tmp_path, capsys):
+    added = write_csv(
+        "added.csv", ["text", "tone"], [[row[0], "dry" if i % 2 else "warm"] for i, row in enumerate(ROWS)]
+    )
+    arguments = ["train", str(added), "--model", str(trained), "--freeze", "head:topic", "--output"]
+    task2.main([*arguments, str(tmp_path / "both"), *QUICK])
+    before, after = MultiTaskModel.from_pretrained(trained), MultiTaskModel.from_pretrained(tmp_path / "both")
+    assert set(after.tasks) == {"topic", "mood", "tone"}
+    old, new = before.head("topic").state_dict(), after.head("topic").state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert not torch.equal(before.encoder.embeddings.norm.weight, after.encoder.embeddings.norm.weight)
+
+
+def test_a_label_is_added_to_a_trained_model_behind_those_it_has(trained, write_csv, tmp_path, capsys):
+    rows = [[text, "Art" if i % 2 else topic] for i, (text, topic, _) in enumerate(ROWS)]
+    path, output = write_csv("more.csv", ["text", "topic"], rows), tmp_path / "more"
+    task2.main(["train", str(path), "--model", str(trained), "--output", str(output), *QUICK])
+    assert "new labels: Art, beside the 2 that topic has learned" in capsys.readouterr().out
+    old, new = MultiTaskModel.from_pretrained(trained).tasks, MultiTaskModel.from_pretrained(output).tasks
+    assert new == {**old, "topic": [*old["topic"], "Art"]}
+
+
+def test_labels_that_a_model_has_learned_and_no_row_has_are_named(trained, write_csv, tmp_path, capsys):
+    path = write_csv("art.csv", ["text", "topic"], [[text, "Art"] for text, *_ in ROWS])
+    task2.main(["train", str(path), "--model", str(trained), "--output", str(tmp_path / "more"), *QUICK])
+    assert "topic: no row to train on has Science, Sports, which may be unlearned" in capsys.readouterr().out
+
+
+def test_labels_of_a_frozen_model_are_not_unlearned(trained, write_csv, tmp_path, capsys):
+    path = write_csv("mood.csv", ["text", "topic", "mood"], [[t, "Science", mood] for t, _, mood in ROWS])
+    frozen = ["--freeze", "encoder", "--freeze", "head:topic"]
+    task2.main(["train", str(path), "--model", str(trained), *frozen, "--output", str(tmp_path / "more"), *QUICK])
+    assert "unlearned" not in capsys.readouterr().out
+
+
+def test_linear_heads_on_a_frozen_encoder_are_fitted_at_once(labelled, tiny_folder, tmp_path, capsys):
+    start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+    task2.main(["train", str(labelled), "--dev", str(labelled), *start, "--output", str(tmp_path / "o")])
+    assert "fitted at once" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert set(metrics["strengths"]) == {"topic", "mood"}
+    assert evaluated(tmp_path / "o", labelled, capsys)["topic"]["loss"] == pytest.approx(
+        metrics["dev"]["topic"]["loss"]
+    )
+    more = ["train", str(labelled), "--model", str(tmp_path / "o"), "--output", str(tmp_path / "more"), *QUICK]
+    task2.main(more)
+    assert MultiTaskModel.from_pretrained(tmp_path / "more").kind == "linear"
+    with pytest.raises(UserError, match=r"is attention, but the heads of .* are linear"):
+        task2.main([*more[:-1], more[-1], "--overwrite", "--head", "attention"])
+
+
+@pytest.mark.parametrize("option", [["--balance", "uncertainty"], ["--keep-similarity", "1"], ["--rates", "layerwise"]])
+def test_what_plays_no_part_in_an_exact_fit_is_refused(option, labelled, tiny_folder, tmp_path):
+    arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+    with pytest.raises(UserError, match="plays no part where linear heads are fitted at once"):
+        task2.main([*arguments, *option, "--output", str(tmp_path / "o")])
+    assert not (tmp_path / "o" / "config.json").exists()
+
+
+def test_labels_added_to_linear_heads_leave_the_old_ones(labelled, write_csv, tiny_folder, tmp_path):
+    start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+    task2.main(["train", str(labelled), *start, "--output", str(tmp_path / "old")])
+    more = write_csv("more.csv", ["text", "topic"], [[f"a painting, number {i}", "Art"] for i in range(6)])
+    arguments = ["train", str(more), "--model", str(tmp_path / "old"), "--freeze", "encoder", "--max-steps", "1"]
+    task2.main([*arguments, "--learning-rate", "1e-6", "--output", str(tmp_path / "new")])
+    old, new = (MultiTaskModel.from_pretrained(tmp_path / name) for name in ("old", "new"))
+    assert new.tasks["topic"] == [*old.tasks["topic"], "Art"]
+    weights = [model.head("topic").classifier.weight for model in (old, new)]
+    assert weights[0].abs().max() > 1e-3
+    torch.testing.assert_close(weights[1][:2], weights[0], atol=1e-5, rtol=0)
+
+
+def test_a_model_of_before_there_were_linear_heads_opens(trained):
+    described = json.loads((trained / "tasks.json").read_text())
+    (trained / "tasks.json").write_text(json.dumps({name: described[name] for name in ("tasks", "attention_heads")}))
+    model = MultiTaskModel.from_pretrained(trained)
+    assert (model.kind, set(model.temperatures.values())) == ("attention", {1.0})
+
+
+def test_the_temperatures_that_dev_rows_ask_for_are_saved(write_csv, tiny_folder, trained, tmp_path):
+    many = write_csv("many.csv", ["text", "topic", "mood"], ROWS * 7)
+    arguments = ["train", str(many), "--dev", str(many), "--encoder", str(tiny_folder), *QUICK]
+    task2.main([*arguments, "--output", str(tmp_path / "o")])
+    assert all(value != 1 for value in MultiTaskModel.from_pretrained(tmp_path / "o").temperatures.values())
+    assert set(MultiTaskModel.from_pretrained(trained).temperatures.values()) == {1.0}  # without dev rows
+
+
+def test_with_everything_frozen_the_model_is_written_as_it_stands(trained, labelled, tmp_path, capsys):
+    arguments = ["train", str(labelled), "--dev", str(labelled), "--model", str(trained), "--freeze", "all"]
+    task2.main([*arguments, "--output", str(tmp_path / "o"), *QUICK])
+    before, after = weights_of(trained), weights_of(tmp_path / "o")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "nothing is trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [["--freeze", "encoder"], ["--unfreeze", "gradual"]])
+def test_a_step_with_labels_for_frozen_heads_alone_moves_nothing(others, trained, write_csv, tmp_path):
+    topics = write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS])
+    moods = write_csv("moods.csv", ["text", "mood"], [[row[0] + " and a much longer end " * 3, row[2]] for row in ROWS])
+    arguments = ["train", str(topics), str(moods), "--model", str(trained), "--output", str(tmp_path / "o")]
+    task2.main([*arguments, *QUICK, "--batch-size", "1", "--freeze", "head:topic", *others])
+    before, after = (MultiTaskModel.from_pretrained(folder) for folder in (trained, tmp_path / "o"))
+    assert not torch.equal(before.head("mood").norm.bias, after.head("mood").norm.bias)
+    assert torch.equal(before.head("topic").norm.bias, after.head("topic").norm.bias)
