@@ -1,35 +1,102 @@
-"""What does `--keep-similarity` keep, and what does it cost the tasks?
+"""What keeps an encoder's similarities while it learns tasks, and what does that cost the tasks?
 
-    python -m benchmarks.keeping DATA WEIGHT [WEIGHT ...]    train and test; a result that is there is kept
+    python -m benchmarks.keeping DATA WAY [WAY ...]    train and test; a result that is there is kept
 
-The trainings of `benchmarks/strategies.py` at one rate, 1e-4, from the shipped encoder, with each of the weights.
+The trainings of `benchmarks/strategies.py` at one rate, 1e-4, from the shipped encoder, in each of these ways:
+
+    nothing      none of the others
+    keep:W       `--keep-similarity W`
+    l2-sp:A      the encoder's weights held to their start: A / 2 times their squared distance from it joins the loss
+                 (L2-SP, Li, Grandvalet & Davoine 2018, section 3)
+    gradual      `--unfreeze gradual`
+    layerwise    `--rates layerwise`
 """
 
 import argparse
+import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch import Tensor
 
 from benchmarks.record import RESULTS, record
-from benchmarks.strategies import run_strategy
+from benchmarks.strategies import CONFIG, rows_of
+from common.comparison import GRADUAL
+from common.config import MultiTaskConfig
+from common.encoder import SentenceEncoder
+from common.heads import MultiTaskModel
+from common.metrics import evaluate_tasks, pair_similarities, spearman
+from common.multitask import MultiTaskObjective
+from common.objective import Step
+from common.rows import read_scored_pairs, training_tasks
+from common.train import Trainer
 
-RATE = 1e-4
+RATE, SEEDS = 1e-4, 3
+WAYS = ("nothing", "keep:0.3", "keep:1", "keep:3", "l2-sp:0.01", "l2-sp:0.1", GRADUAL, "layerwise")
 
 
-def result_path(weight: float, seed: int) -> Path:
-    return RESULTS / "keeping" / f"{weight:g}-{seed}.json"
+class HeldWeights(MultiTaskObjective):
+    """The tasks' loss, and how far the encoder's weights are from their start."""
+
+    def __init__(self, *arguments: Any, strength: float) -> None:
+        super().__init__(*arguments)
+        self.strength = strength
+
+    def prepare(self, folder: Path, **options: Any) -> None:
+        super().prepare(folder, **options)
+        self.held = [parameter.detach().clone() for parameter in self.model.encoder.parameters()]
+
+    def losses(self, step: Step) -> Iterator[Tensor]:
+        yield from super().losses(step)
+        moved = zip(self.model.encoder.parameters(), self.held, strict=True)
+        yield self.strength / 2 * sum((parameter - start).square().sum() for parameter, start in moved)
+
+
+def train(data: Path, way: str, seed: int) -> dict[str, Any]:
+    """Train in one way, and measure the best model by the dev rows."""
+    name, _, number = way.partition(":")
+    strength = float(number or 0)
+    options: dict[str, dict[str, Any]] = {
+        "keep": {"keep_similarity": strength},
+        GRADUAL: {"unfreeze": 0.0},
+        "layerwise": {"rates": "layerwise"},
+    }
+    config = MultiTaskConfig(**CONFIG, learning_rate=RATE, seed=seed, **options.get(name, {}))
+    set_seed(seed)
+    rows = {part: rows_of(data, part) for part in ("train", "dev", "test")}
+    model = MultiTaskModel(SentenceEncoder.from_pretrained(), training_tasks(rows["train"]))
+    parts = {part: model.dataset(r) for part, r in rows.items()}
+    kind = partial(HeldWeights, strength=strength) if name == "l2-sp" else MultiTaskObjective
+    objective = kind(model, parts["train"], config, parts["dev"])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(objective, config, folder)
+        progress = trainer.train()
+        best = MultiTaskModel.from_pretrained(folder).to(trainer.device)
+    results, pairs = evaluate_tasks(best, parts["test"]), read_scored_pairs(data / "sts" / "stsb_test.csv")
+    kept = spearman(pair_similarities(best.encoder, *zip(*pairs.rows, strict=True)), pairs.scores)
+    names = ("rows", "accuracy", "macro_recall")
+    test = {task: {name: result[name] for name in names} for task, result in results.items()}
+    return {"seconds": round(progress.seconds), "best": progress.best, "test": test, "stsb_test": kept}
+
+
+def result_path(way: str, seed: int) -> Path:
+    return RESULTS / "keeping" / f"{way.replace(':', '-')}-{seed}.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("weights", nargs="+", type=float)
-    parser.add_argument("--seeds", type=int, default=1, help="trainings with each weight (default: 1)")
+    parser.add_argument("ways", nargs="+", choices=WAYS, metavar="way")
     arguments = parser.parse_args()
-    for seed in range(arguments.seeds):
-        for weight in arguments.weights:
-            if not result_path(weight, seed).is_file():
-                print(f"\nweight {weight:g}, seed {seed}", flush=True)
-                found = run_strategy(arguments.data, "shipped", "uniform", RATE, seed, keep_similarity=weight)
-                record(result_path(weight, seed), {"weight": weight, "learning_rate": RATE, **found})
+    for seed in range(SEEDS):
+        for way in arguments.ways:
+            if not result_path(way, seed).is_file():
+                print(f"\n{way}, seed {seed}", flush=True)
+                about = {"way": way, "seed": seed, "learning_rate": RATE, "training": CONFIG}
+                record(result_path(way, seed), {**about, **train(arguments.data, way, seed)})
 
 
 if __name__ == "__main__":

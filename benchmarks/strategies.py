@@ -19,7 +19,7 @@ from benchmarks.sts import minilm_folder
 from common.cli import ROOT
 from common.comparison import Setting, compare_strategies
 from common.config import MultiTaskConfig
-from common.rows import read_labelled_rows, read_scored_pairs
+from common.rows import LabelledRows, read_labelled_rows, read_scored_pairs
 
 RUNS = ROOT / "runs" / "strategies"
 STRATEGIES = ("uniform", "layerwise", "decay:0.95", "decay:0.9", "decay:0.75", "gradual", "gradual+layerwise")
@@ -30,22 +30,19 @@ CONFIG = {"epochs": 2, "batch_size": 32, "evaluate_every": 29}
 STAGES = ("embeddings", "layer 1", "layer 3", "layer 6", "topic head 3", "sentiment head 3")
 
 
-def run_strategy(
-    data: Path, encoder: str, strategy: str, rate: float, seed: int, keep_similarity: float = 0.0
-) -> dict[str, Any]:
+def rows_of(data: Path, part: str) -> LabelledRows:
+    """The rows of both tasks that every training here is given: "train", "dev" or "test"."""
+    limits = {"train": ROWS, "dev": dict.fromkeys(TASKS, DEV_ROWS), "test": dict.fromkeys(TASKS, TEST_ROWS)}
+    return read_labelled_rows([part_of(data, task, part, limits[part][task]) for task in TASKS])
+
+
+def run_strategy(data: Path, encoder: str, strategy: str, rate: float, seed: int) -> dict[str, Any]:
     """One training, with the program's own `task4.py compare`."""
-    train, dev, test = (
-        read_labelled_rows([part_of(data, task, part, rows[task]) for task in TASKS])
-        for part, rows in (
-            ("train", ROWS),
-            ("dev", dict.fromkeys(TASKS, DEV_ROWS)),
-            ("test", dict.fromkeys(TASKS, TEST_ROWS)),
-        )
-    )
+    train, dev, test = (rows_of(data, part) for part in ("train", "dev", "test"))
     pairs = read_scored_pairs(data / "sts" / "stsb_test.csv")
-    config = MultiTaskConfig(**CONFIG, learning_rate=rate, keep_similarity=keep_similarity)
+    config = MultiTaskConfig(**CONFIG, learning_rate=rate)
     setting = Setting(minilm_folder() if encoder == "minilm" else None, train, dev, test, pairs, config)
-    folder = RUNS / encoder / f"{rate:g}" / (f"keep-{keep_similarity:g}" if keep_similarity else "")
+    folder = RUNS / encoder / f"{rate:g}"
     return asdict(compare_strategies(setting, [strategy], [seed], folder)[0])
 
 

@@ -3,8 +3,9 @@ import re
 
 import pytest
 
-from benchmarks import tables
-from benchmarks.tables import MARKED, PAGES, TABLES, Table, difference, updated
+from benchmarks import table
+from benchmarks.table import Table, difference
+from benchmarks.tables import MARKED, PAGES, TABLES, updated
 
 RESULTS = re.compile(r"(?<![\d.])(?:0\.\d{3}|\d\d\.\d)(?![\d.])")  # 0.871, 82.4
 # Published by others: GloVe, SBERT and SimCSE on STS-B; TweetEval's systems on sentiment.
@@ -34,11 +35,11 @@ def test_every_table_is_on_a_page():
 
 
 def test_a_changed_record_changes_the_page(tmp_path, monkeypatch):
-    found = tables.load("distill/starts")
+    found = table.load("distill/starts")
     found["stsb_dev"]["the teacher"] = 0.1234
     (tmp_path / "distill").mkdir()
     (tmp_path / "distill" / "starts.json").write_text(json.dumps(found))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
     page = "<!-- python -m benchmarks.tables distillation-starts -->\n| old |\n| --- |\n\nText.\n"
     assert "| the teacher | 12.3 |" in updated(page)
     assert "old" not in updated(page)
@@ -57,5 +58,5 @@ def test_similarity_is_given_in_hundredths():
 
 
 def test_columns_and_rows_are_picked_by_name():
-    table = Table(["a", "b"], [[1, 2], [3, 4]])
-    assert str(table.pick(["b"], lambda row: row[0] == 3)) == "| b |\n| --- |\n| 4 |\n"
+    small = Table(["a", "b"], [[1, 2], [3, 4]])
+    assert str(small.pick(["b"], lambda row: row[0] == 3)) == "| b |\n| --- |\n| 4 |\n"

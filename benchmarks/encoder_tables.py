@@ -1,0 +1,120 @@
+"""The tables on the encoder: its data, how its similarities agree with people, how it was made, how quick it is."""
+
+import numpy as np
+
+from benchmarks import distill, sts
+from benchmarks.data import read_manifest
+from benchmarks.record import RESULTS
+from benchmarks.table import Table, load, load_all, with_interval
+
+# Records of the encoders that shipped before the present one.
+EARLIER_STS = {
+    "second": "the second encoder, of bge-small and mpnet",
+    "first": "the first encoder, of all-MiniLM-L6-v2 alone",
+    "first-stsb": "the first encoder, then stsb_train (ranking loss)",
+    "first-pairs": "the first encoder, then the sample pairs (contrastive)",
+    "first-simcse": "the first encoder, then SimCSE on 16,000 sentences",
+}
+
+
+def data_files() -> Table:
+    entries = read_manifest().items()
+    rows = [[f"`{name}`", f"{entry['rows']:,}", f"`{entry['sha256'][:16]}…`"] for name, entry in entries]
+    return Table(["file in DATA", "rows", "sha256"], rows)
+
+
+def similarity() -> Table:
+    rows = []
+    for system, words in {**sts.WORDS, **EARLIER_STS}.items():
+        for found in load_all([RESULTS / "sts" / f"{system}.json"]):
+            cells = []
+            for name in sts.TESTS:
+                low, high = (100 * bound for bound in found["files"][name]["interval_95"])
+                cells.append(f"{100 * found['files'][name]['spearman']:.1f} ({low:.0f} to {high:.0f})")
+            mean = 100 * np.mean([found["files"][name]["spearman"] for name in sts.TESTS[1:]])
+            minutes = f"{found['seconds'] / 60:.0f}" if "seconds" in found else ""
+            rows.append([words, *cells, f"{mean:.1f}", minutes])
+    return Table(["system", *sts.TESTS, "mean of 12 to 15", "minutes"], rows)
+
+
+def short_similarity() -> Table:
+    shown = {sts.WORDS[name] for name in ("untrained", "tfidf-characters", "minilm", "shipped")}
+    return similarity().pick(["system", "stsb_test", "mean of 12 to 15"], lambda row: row[0] in shown)
+
+
+def paired() -> Table:
+    compared = {"the shipped encoder": "paired", "the second": "second-paired", "the first": "first-paired"}
+    records = [load(f"sts/{name}")["files"] for name in compared.values()]
+    rows = []
+    for name in sts.TESTS:
+        cells = []
+        for found in (record[name] for record in records):
+            mean, low, high = (100 * value for value in (found["difference"], *found["interval_95"]))
+            cells.append(with_interval(mean, low, high, 1))
+        rows.append([name, f"{found['pairs']:,}", *cells])
+    return Table(["less all-MiniLM-L6-v2", "pairs", *compared], rows)
+
+
+def distillation_starts() -> Table:
+    rows = [[start, f"{100 * score:.1f}"] for start, score in load("distill/starts")["stsb_dev"].items()]
+    return Table(["before training", "stsb_dev"], rows)
+
+
+def distillation() -> Table:
+    rows = []
+    for found in load_all(RESULTS / "distill" / f"{variant}.json" for variant in distill.VARIANTS):
+        looks = [f"{100 * look['dev spearman']:.1f}" for look in found["history"]]
+        rows.append([found["variant"], *looks, f"{found['seconds'] / 60:.1f}"])
+    return Table(["variant", "stsb_dev after ¼", "½", "¾", "all", "minutes"], rows)
+
+
+def distillation_history() -> Table:
+    """How the training of the shipped encoder went."""
+    rows = [
+        [
+            row["step"],
+            *(f"{row[f'train {name}']:.3f}" for name in ("distance", "similarity")),
+            f"{100 * row['dev spearman']:.1f}",
+        ]
+        for row in load("ship")["training"]["history"]
+    ]
+    return Table(["step", "distance", "similarity", "stsb_dev"], rows)
+
+
+def bits() -> Table:
+    found = load("ship")
+    rows = []
+    for name, row in found["rounded"].items():
+        moved = f"{row['largest_difference']:.3f}" if "largest_difference" in row else ""
+        name = f"**{name}**" if name == found["ships"] else name
+        rows.append([name, f"{row['megabytes']:.1f}", f"{100 * row['stsb_dev']:.2f}", moved])
+    return Table(["weights", "MB", "stsb_dev", "largest change of a similarity"], rows)
+
+
+def speed() -> Table:
+    words = {
+        "fp32": "sentence-transformers, fp32, its default",
+        "bf16": "sentence-transformers, bf16 weights",
+        "onnx": "sentence-transformers, ONNX Runtime",
+        "onnx int8": "sentence-transformers, ONNX Runtime, dynamic int8",
+        "openvino": "sentence-transformers, OpenVINO",
+        "ours fp32": '`encode(texts, precision="fp32")`',
+        "ours auto": "**`encode(texts)`**",
+    }
+    rows = []
+    for name, shown in words.items():
+        found = load("speed")["systems"][name]
+        cells = [f"{found['sentences_per_second']:.1f}", f"{found['ratio']:.2f}", f"{1000 * found['one']:.0f}"]
+        rows.append([shown, *cells, f"{found['lowest_cosine']:.4f}"])
+    return Table(["system", "texts a second", "ratio", "ms for one text", "lowest cosine to fp32"], rows)
+
+
+def starts() -> Table:
+    found = load("speed")["seconds_from_start"]
+    words = {
+        "task1.py --help": "`task1.py --help`",
+        "task2.py --help": "`task2.py --help`",
+        "embed": "`task1.py embed` of 100 texts",
+        "sentence-transformers embeds": "sentence-transformers, the same",
+    }
+    return Table(["from start to end", "seconds"], [[words[name], f"{found[name]:.1f}"] for name in words])
