@@ -52,10 +52,12 @@ def test_a_crash_within_a_step_resumes_from_the_last_checkpoint(tiny_encoder, un
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
+import torch
 import common.checkpoint, common.train
 from common.encoder import SentenceEncoder
 from tests.trainings import trainer_for
 
+torch.set_num_threads(1)  # as the test itself
 common.train.CHECKPOINT_SECONDS = -1
 write, saves = common.checkpoint.save_file, 0
 
