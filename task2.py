@@ -108,6 +108,8 @@ class Train(MultiTaskConfig):
         starts = {"--encoder": self.encoder, "--model": self.model, "--from-scratch": self.from_scratch}
         if len(given := [name for name, value in starts.items() if value]) > 1:
             raise UserError(f"{' and '.join(given)} each say what to start from: choose one")
+        if set(NONE) < set(self.dev):
+            raise UserError("--dev none stands alone: name the files to train on before it")
 
     def run(self) -> None:
         rows = read_labelled_rows(self.files, self.tasks or None, self.text)

@@ -126,6 +126,10 @@ MISTAKES = {
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--rates", "decay:2"],
         'no learning rates are called "decay:2"',
     ),
+    "none beside dev files": (
+        ["train", "{data}", "--dev", "none", "{unseen}", "--output", "o"],
+        "--dev none stands alone: name the files to train on before it",
+    ),
     "no model": (["predict", "x", "--model", "./none"], "no such model folder"),
     "texts and input": (["predict", "x", "--input", "{data}"], "not both"),
     "no input file": (["predict", "--input", "none.txt"], "no such file"),
