@@ -192,9 +192,7 @@ class Train(MultiTaskConfig):
                 raise UserError("plays no part where linear heads are fitted at once: leave it out", name)
         print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
         if len(data) < FEW:
-            print(
-                "with few rows training everything did better in our trials, as embeddings are not made for your labels"
-            )
+            print("with few rows training everything did better in our trials: it fits the embeddings to the labels")
         print(tasks_table(data))
         model.to(resolve_device(self.device))
         strengths = fit_linear_heads(model, data, asked["dev"], self.class_weight, **self.options)
