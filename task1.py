@@ -9,6 +9,8 @@ python task1.py export DIR [--model DIR]               write it as other tools r
 python task1.py COMMAND --help                         the options of a command
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,10 +19,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from accelerate.utils import set_seed
-
-from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
 from common.cli import (
     ROOT,
     Config,
@@ -28,6 +26,7 @@ from common.cli import (
     at_least,
     interrupted_hint,
     is_main_process,
+    only_help,
     option,
     progress_bar,
     run,
@@ -43,19 +42,25 @@ from common.config import (
     InferenceConfig,
     TrainingConfig,
 )
-from common.data import SentenceDataset
-from common.devices import interleaved, place, share_of
-from common.embedding import Encoder
-from common.encoder import SentenceEncoder
 from common.errors import UserError
-from common.files import ArrayWriter, atomic_file, to_json, write_json
-from common.load import load_encoder
-from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
-from common.readers import chunked, read_texts
-from common.report import heading, shorten, table, terminal_width
-from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
-from common.sentences import DistillationObjective, SentenceObjective, pair_objective
-from common.train import Trainer
+
+if not only_help():  # what follows takes seconds to load
+    import numpy as np
+    from accelerate.utils import set_seed
+
+    from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
+    from common.data import SentenceDataset
+    from common.devices import interleaved, place, share_of
+    from common.embedding import Encoder
+    from common.encoder import SentenceEncoder
+    from common.files import ArrayWriter, atomic_file, to_json, write_json
+    from common.load import load_encoder
+    from common.metrics import bootstrap_interval, pair_similarities, pearson, spearman
+    from common.readers import chunked, read_texts
+    from common.report import heading, shorten, table, terminal_width
+    from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
+    from common.sentences import DistillationObjective, SentenceObjective, pair_objective
+    from common.train import Trainer
 
 RUN = ROOT / "runs" / "task1"
 CHUNK = 4096

@@ -9,6 +9,8 @@ python task2.py predict --model DIR TEXT [TEXT ...]      use it
 python task2.py COMMAND --help                           the options of a command
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,10 +18,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
-
-from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
-from common.cli import ROOT, Config, above, interrupted_hint, is_main_process, names, option, run, run_command, within
+from common.cli import (
+    ROOT,
+    Config,
+    above,
+    interrupted_hint,
+    is_main_process,
+    names,
+    only_help,
+    option,
+    run,
+    run_command,
+    within,
+)
 from common.config import (
     FINE_TUNING_RATE,
     HEAD_KINDS,
@@ -30,25 +41,30 @@ from common.config import (
     MultiTaskConfig,
     task_rate,
 )
-from common.data import MultiTaskDataset
-from common.devices import place, resolve_device
-from common.encoder import SentenceEncoder
 from common.errors import UserError
-from common.exact import can_be_fitted, fit_linear_heads
-from common.files import to_json, write_json
-from common.freezing import is_frozen
-from common.heads import TASKS, MultiTaskModel
-from common.load import load_encoder
-from common.metrics import calibrate, judge_tasks
-from common.multitask import MultiTaskTrainer, learning, refuse_untrainable
-from common.objective import RESULT_FILES
-from common.optim import describe
-from common.predictions import predictions, print_csv, print_jsonl, print_table
-from common.readers import STDIN, read_texts
-from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
-from common.rows import SAMPLES, LabelledRows, read_labelled_rows, training_tasks
 
-Parts = Mapping[str, MultiTaskDataset | None]  # "dev" and "test"
+if not only_help():  # what follows takes seconds to load
+    from accelerate.utils import set_seed
+
+    from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
+    from common.data import MultiTaskDataset
+    from common.devices import place, resolve_device
+    from common.encoder import SentenceEncoder
+    from common.exact import can_be_fitted, fit_linear_heads
+    from common.files import to_json, write_json
+    from common.freezing import is_frozen
+    from common.heads import TASKS, MultiTaskModel
+    from common.load import load_encoder
+    from common.metrics import calibrate, judge_tasks
+    from common.multitask import MultiTaskTrainer, learning, refuse_untrainable
+    from common.objective import RESULT_FILES
+    from common.optim import describe
+    from common.predictions import predictions, print_csv, print_jsonl, print_table
+    from common.readers import STDIN, read_texts
+    from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
+    from common.rows import SAMPLES, LabelledRows, read_labelled_rows, training_tasks
+
+Parts = Mapping[str, "MultiTaskDataset | None"]  # "dev" and "test"
 Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks` gives
 RUN = ROOT / "runs" / "task2"
 NONE = ("none",)

@@ -7,22 +7,26 @@ python task4.py compare --data FILE --dev FILE             train with each strat
 python task4.py COMMAND --help                             the options of a command
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, option, run, run_command
-from common.comparison import Outcome, Setting, compare_strategies, random_pairs
+from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, only_help, option, run, run_command
 from common.config import FINE_TUNING_RATE, STRATEGIES, TASK_RATE, MultiTaskConfig, task_rate
 from common.errors import UserError
-from common.files import to_json
-from common.heads import MultiTaskModel
-from common.load import load_encoder
-from common.optim import layerwise_formulas, learning_rates
-from common.report import comparison_table, heading, moved_table, table, write_rows
-from common.rows import SAMPLES, read_labelled_rows, read_scored_pairs
+
+if not only_help():  # what follows takes seconds to load
+    from common.comparison import Outcome, Setting, compare_strategies, random_pairs
+    from common.files import to_json
+    from common.heads import MultiTaskModel
+    from common.load import load_encoder
+    from common.optim import layerwise_formulas, learning_rates
+    from common.report import comparison_table, heading, moved_table, table, write_rows
+    from common.rows import SAMPLES, read_labelled_rows, read_scored_pairs
 
 RUN, COMPARISON = ROOT / "runs" / "task4", ROOT / "runs" / "comparison"
 # The heads that a plan is shown for: the tasks of the sample data.

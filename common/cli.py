@@ -169,6 +169,13 @@ def run_command(arguments: Sequence[str], program: str, show: type, commands: Ma
         parse(show, arguments, program, help).run()
 
 
+def only_help() -> bool:
+    """Whether the program was asked for nothing but help, which needs none of the libraries that load slowly."""
+    words = sys.argv[1:]
+    options = words[: words.index("--")] if "--" in words else words
+    return "-h" in options or "--help" in options
+
+
 @contextmanager
 def interrupted_hint(hint: str) -> Iterator[None]:
     """Add to the message of an Interrupted how the user goes on."""

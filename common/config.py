@@ -10,6 +10,8 @@ SHIPPED_WORDS = "the shipped encoder"
 PRECISIONS = ("fp32", "bf16", "fp16")
 PRECISION_HELP = "auto is bf16 where the processor computes in it, else fp32"
 DEVICE_HELP = "cpu, cuda, mps; auto takes an accelerator where there is one"
+# Tokens of a batch. On a processor the states of larger ones no longer fit into its caches.
+BATCH, CPU_BATCH = 4096, 1024
 SCHEDULES = ("linear", "cosine", "constant")
 STRATEGIES = "layerwise, uniform, decay:X (such as decay:0.9), or a .json file of factors"
 HEAD_KINDS = ("attention", "linear")
@@ -25,7 +27,11 @@ SIMILARITY_WEIGHT = 5.0  # in a distillation, of the similarities against the di
 class InferenceConfig(Config):
     """How to run the model."""
 
-    batch_tokens: int = option(4096, "the most tokens in one batch, padding included", check=at_least(1))
+    batch_tokens: int | None = option(
+        None,
+        f"the most tokens in one batch, padding included (default: {CPU_BATCH}, on an accelerator {BATCH})",
+        check=at_least(1),
+    )
     precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
     device: str = option("auto", DEVICE_HELP)
 
@@ -38,7 +44,7 @@ class TrainingConfig(Config):
     max_steps: int | None = option(None, "train for this many steps, whatever the epochs", check=at_least(1))
     learning_rate: float = option(1e-4, "the highest learning rate", check=above(0))
     batch_size: int = option(32, "rows in a step", check=at_least(1))
-    batch_tokens: int = option(4096, "the most tokens computed at once, for memory alone", check=at_least(1))
+    batch_tokens: int = option(BATCH, "the most tokens computed at once, for memory alone", check=at_least(1))
     schedule: str = option("linear", "how the rate falls after the warm-up", choices=SCHEDULES)
     warmup: float = option(0.1, "share of the steps in which the rate rises", check=between(0, 1))
     weight_decay: float = option(0.01, "AdamW's weight decay (biases and norms have none)", check=at_least(0))

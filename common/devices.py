@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from common.config import PRECISIONS, InferenceConfig
+from common.config import BATCH, CPU_BATCH, PRECISIONS, InferenceConfig
 from common.errors import ProcessLost, UserError
 
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
@@ -46,6 +46,11 @@ def resolve_device(name: str) -> torch.device:
     if joined.num_processes > 1 and device.type == "cuda" and device.index is None:
         return torch.device("cuda", joined.local_process_index)
     return device
+
+
+def resolve_batch(tokens: int | None, device: torch.device) -> int:
+    """The most tokens in a batch that is computed without gradients; None: what is quickest on a device."""
+    return tokens or (CPU_BATCH if device.type == "cpu" else BATCH)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

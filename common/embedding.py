@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batching import token_budget_batches
-from common.config import InferenceConfig
+from common.devices import resolve_batch
 from common.errors import UserError
 from common.files import atomic_folder
 from common.folders import Description
 from common.lowered import lowered
 from common.tokenizer import SentenceTokenizer
-
-BATCH_TOKENS = InferenceConfig.batch_tokens
 
 
 def pool(token_states: Tensor, attention_mask: Tensor, pooling: str = "mean") -> Tensor:
@@ -90,12 +88,13 @@ class Encoder(nn.Module):
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, share)
 
-    def encode(self, sentences: Sequence[str], batch_tokens: int = BATCH_TOKENS, precision: str = "auto") -> np.ndarray:
+    def encode(self, sentences: Sequence[str], batch_tokens: int | None = None, precision: str = "auto") -> np.ndarray:
         """Embed sentences: (n, dim) float32 with unit rows, in the order given.
 
         Args:
             sentences: any strings; one with no known token still gets a unit vector, and a warning counts them.
-            batch_tokens: the most tokens in one batch, padding included. Only speed and memory depend on it.
+            batch_tokens: the most tokens in one batch, padding included; None: what is quickest on the device. Only
+                speed and memory depend on it.
             precision: "fp32", "bf16", "fp16", or "auto": bf16 where the processor computes in it, else fp32.
 
         Raises:
@@ -108,7 +107,7 @@ class Encoder(nn.Module):
         return chunks[0] if chunks else np.zeros((0, self.dim), dtype=np.float32)
 
     def encode_stream(
-        self, chunks: Iterable[list[str]], batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
+        self, chunks: Iterable[list[str]], batch_tokens: int | None = None, precision: str = "auto"
     ) -> Iterator[np.ndarray]:
         """Embed lists of sentences one after another, each as `encode` does; memory holds one list at a time.
 
@@ -129,11 +128,11 @@ class Encoder(nn.Module):
             )
 
     @torch.inference_mode()
-    def _embed(self, rows: list[list[int]], batch_tokens: int, precision: str) -> np.ndarray:
+    def _embed(self, rows: list[list[int]], batch_tokens: int | None, precision: str) -> np.ndarray:
         embeddings = np.empty((len(rows), self.dim), dtype=np.float32)
         encoder = lowered(self, precision)  # its states alone: tokenizer and pooling may have changed since
         with evaluating(encoder):
-            for batch in token_budget_batches([len(row) for row in rows], batch_tokens):
+            for batch in token_budget_batches([len(row) for row in rows], resolve_batch(batch_tokens, self.device)):
                 input_ids, attention_mask = self.tokenizer.pad([rows[i] for i in batch])
                 input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
                 states = encoder.token_states(input_ids, attention_mask)

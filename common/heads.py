@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from common.batching import token_budget_batches
 from common.config import HEAD_KINDS
 from common.data import MultiTaskDataset
-from common.devices import autocast
-from common.embedding import BATCH_TOKENS, Encoder, evaluating, pool
+from common.devices import autocast, resolve_batch
+from common.embedding import Encoder, evaluating, pool
 from common.errors import UserError
 from common.files import atomic_folder, write_json
 from common.folders import model_folder
@@ -263,7 +263,7 @@ class MultiTaskModel(nn.Module):
         return (logits.float() / self.temperatures[task]).softmax(dim=-1)
 
     def logits(
-        self, items: Sequence[Mapping[str, Any]], batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
+        self, items: Sequence[Mapping[str, Any]], batch_tokens: int | None = None, precision: str = "auto"
     ) -> dict[str, Tensor]:
         """Each task's (rows, classes) logits, in fp32 on the CPU, in the order given.
 
@@ -278,10 +278,11 @@ class MultiTaskModel(nn.Module):
 
     @torch.inference_mode()
     def _batches(
-        self, items: Sequence[Mapping[str, Any]], batch_tokens: int, precision: str
+        self, items: Sequence[Mapping[str, Any]], batch_tokens: int | None, precision: str
     ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
         device, encoder = self.encoder.device, lowered(self.encoder, precision)
-        for indices in token_budget_batches([len(item["ids"]) for item in items], batch_tokens):
+        budget = resolve_batch(batch_tokens, device)
+        for indices in token_budget_batches([len(item["ids"]) for item in items], budget):
             input_ids, attention_mask = self.encoder.tokenizer.pad([items[i]["ids"] for i in indices])
             attention_mask = attention_mask.to(device)
             with evaluating(self), autocast(device, precision):
@@ -293,7 +294,7 @@ class MultiTaskModel(nn.Module):
             yield indices, output
 
     def predict(
-        self, texts: Sequence[str], explain: bool = False, batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
+        self, texts: Sequence[str], explain: bool = False, batch_tokens: int | None = None, precision: str = "auto"
     ) -> list[dict[str, dict[str, Any]]]:
         """Classify texts: for each, `{task: {"label": ..., "probabilities": {label: ...}}}`, in the order given.
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from common.calibration import FEWEST_ROWS, calibration_error, fitted_temperature
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import share_out
-from common.embedding import BATCH_TOKENS, Encoder
+from common.embedding import Encoder
 from common.heads import MultiTaskModel
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
@@ -97,7 +97,7 @@ def judge_tasks(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -
 
 
 def evaluate_tasks(
-    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
+    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int | None = None, precision: str = "auto"
 ) -> dict[str, dict[str, Any]]:
     """How a model does on each task that has labels in the data.
 
@@ -126,7 +126,7 @@ def calibrate(model: MultiTaskModel, data: MultiTaskDataset, **options: Any) -> 
 
 
 def labelled_logits(
-    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int = BATCH_TOKENS, precision: str = "auto"
+    model: MultiTaskModel, data: MultiTaskDataset, batch_tokens: int | None = None, precision: str = "auto"
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """For each task that has labels in the data, those rows' (rows, classes) logits and (rows,) classes."""
 
