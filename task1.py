@@ -44,7 +44,7 @@ from common.config import (
 )
 from common.errors import UserError
 
-if not only_help():  # what follows takes seconds to load
+if not only_help(__name__):  # what follows takes seconds to load
     import numpy as np
     from accelerate.utils import set_seed
 

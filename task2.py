@@ -43,12 +43,12 @@ from common.config import (
 )
 from common.errors import UserError
 
-if not only_help():  # what follows takes seconds to load
+if not only_help(__name__):  # what follows takes seconds to load
     from accelerate.utils import set_seed
 
     from common.checkpoint import CHECKPOINT, START, refuse_existing, remove_leftovers, same_folder
     from common.data import MultiTaskDataset
-    from common.devices import place, resolve_device
+    from common.devices import place, resolve_device, without_gradients
     from common.encoder import SentenceEncoder
     from common.exact import can_be_fitted, fit_linear_heads
     from common.files import to_json, write_json
@@ -232,7 +232,7 @@ class Train(MultiTaskConfig):
     @property
     def options(self) -> dict[str, Any]:
         """How to run a model outside the training loop."""
-        return {"precision": self.precision, "batch_tokens": self.batch_tokens}
+        return without_gradients(self, resolve_device(self.device))
 
 
 def fit(

@@ -19,7 +19,7 @@ from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, o
 from common.config import FINE_TUNING_RATE, STRATEGIES, TASK_RATE, MultiTaskConfig, task_rate
 from common.errors import UserError
 
-if not only_help():  # what follows takes seconds to load
+if not only_help(__name__):  # what follows takes seconds to load
     from common.comparison import Outcome, Setting, compare_strategies, random_pairs
     from common.files import to_json
     from common.heads import MultiTaskModel

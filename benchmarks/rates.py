@@ -3,6 +3,7 @@
 python -m benchmarks.rates    train, measure, record
 """
 
+import argparse
 import csv
 
 import task4
@@ -12,6 +13,7 @@ PATH = RESULTS / "rates.json"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     task4.main([])
     with (task4.RUN / "comparison.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -3,6 +3,7 @@
 python -m benchmarks.samples
 """
 
+import argparse
 import json
 
 import task2
@@ -21,6 +22,7 @@ def run_task2(*arguments: str) -> dict[str, object]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     learned, asked = (read_labelled_rows([SAMPLES / f"{part}.csv"]) for part in ("train", "test"))
     frozen = EmbeddingFeatures(SentenceEncoder.from_pretrained())
     results: dict[str, dict[str, object]] = {

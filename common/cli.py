@@ -169,11 +169,11 @@ def run_command(arguments: Sequence[str], program: str, show: type, commands: Ma
         parse(show, arguments, program, help).run()
 
 
-def only_help() -> bool:
-    """Whether the program was asked for nothing but help, which needs none of the libraries that load slowly."""
+def only_help(module: str) -> bool:
+    """Whether a module is the program, and was asked for nothing but help: that needs no library that loads slowly."""
     words = sys.argv[1:]
     options = words[: words.index("--")] if "--" in words else words
-    return "-h" in options or "--help" in options
+    return module == "__main__" and ("-h" in options or "--help" in options)
 
 
 @contextmanager

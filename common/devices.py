@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from common.config import BATCH, CPU_BATCH, PRECISIONS, InferenceConfig
+from common.config import BATCH, CPU_BATCH, PRECISIONS, InferenceConfig, TrainingConfig
 from common.errors import ProcessLost, UserError
 
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
@@ -20,7 +20,8 @@ def place(model: nn.Module, config: InferenceConfig) -> dict[str, Any]:
     """Put a model on its device, and give the options to run it with: `batch_tokens` and `precision`."""
     device = resolve_device(config.device)
     model.to(device)
-    return {"batch_tokens": config.batch_tokens, "precision": resolve_precision(config.precision, device)}
+    batch = resolve_batch(config.batch_tokens, device)
+    return {"batch_tokens": batch, "precision": resolve_precision(config.precision, device)}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,7 +51,13 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_batch(tokens: int | None, device: torch.device) -> int:
     """The most tokens in a batch that is computed without gradients; None: what is quickest on a device."""
-    return tokens or (CPU_BATCH if device.type == "cpu" else BATCH)
+    return tokens if tokens is not None else CPU_BATCH if device.type == "cpu" else BATCH
+
+
+def without_gradients(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
+    """The `batch_tokens` and `precision` of what a training computes without gradients, within its memory."""
+    batch = min(config.batch_tokens, resolve_batch(None, device))
+    return {"batch_tokens": batch, "precision": resolve_precision(config.precision, device)}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         Args:
             sentences: any strings; one with no known token still gets a unit vector, and a warning counts them.
             batch_tokens: the most tokens in one batch, padding included; None: what is quickest on the device. Only
-                speed and memory depend on it.
+                speed and memory depend on it, and in half precision the last digits.
             precision: "fp32", "bf16", "fp16", or "auto": bf16 where the processor computes in it, else fp32.
 
         Raises:

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.batching import token_budget_batches
 from common.cli import progress_bar
 from common.data import MultiTaskDataset
-from common.devices import processes, share_of, sum_over_processes, wait_for_all
+from common.devices import processes, resolve_batch, share_of, sum_over_processes, wait_for_all
 from common.embedding import Encoder, evaluating
 from common.heads import pad_states
 from common.lowered import lowered
@@ -56,12 +56,13 @@ class FrozenEncoderDataset:
         return {**self.data.collate(items), "states": pad_states([item["states"] for item in items])}
 
     @torch.inference_mode()
-    def _fill(self, encoder: Encoder, precision: str, batch_tokens: int) -> None:
+    def _fill(self, encoder: Encoder, precision: str, batch_tokens: int | None = None) -> None:
         """Compute each row's states without dropout; each process those of its share."""
         rows = share_of(range(len(self)))
         bar, encoder = progress_bar(len(rows), " texts", "frozen encoder, once"), lowered(encoder, precision)
         with evaluating(encoder), bar:
-            for batch in token_budget_batches([self.lengths[i] for i in rows], batch_tokens):
+            budget = resolve_batch(batch_tokens, encoder.device)
+            for batch in token_budget_batches([self.lengths[i] for i in rows], budget):
                 input_ids, attention_mask = encoder.tokenizer.pad([self.data.ids[rows[i]] for i in batch])
                 states = encoder.token_states(input_ids.to(encoder.device), attention_mask.to(encoder.device))
                 for row, own in zip([rows[i] for i in batch], states.float().cpu().numpy(), strict=True):

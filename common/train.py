@@ -40,6 +40,7 @@ from common.devices import (
     sum_over_processes,
     wait_for_all,
     weights_cast_once,
+    without_gradients,
 )
 from common.errors import Interrupted, ProcessLost, UserError
 from common.files import make_folder
@@ -89,7 +90,7 @@ class Trainer:
         self.evaluation_steps = config.evaluation_steps(rows)
         if rows // self.steps_per_epoch < objective.smallest_step:
             raise UserError(f"a step compares {objective.smallest_step} rows or more; give a larger one", "batch_size")
-        self.options = {"precision": self.precision, "batch_tokens": config.batch_tokens}
+        self.options = without_gradients(config, self.device)
         self.progress = Progress()
 
     def train(self, resume: bool = False, overwrite: bool = False) -> Progress:

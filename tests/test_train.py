@@ -10,7 +10,6 @@ import common.train
 from common.cli import at_least
 from common.config import TrainingConfig
 from common.data import SentenceDataset
-from common.devices import resolve_batch, resolve_precision
 from common.errors import UserError
 from common.metrics import pair_similarities, spearman
 from common.rows import TrainingRows
@@ -310,19 +309,3 @@ def test_a_second_trainer_leaves_the_first_ones_precision_alone(tiny_encoder, tm
     layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     first.train()
     assert seen == {torch.bfloat16}
-
-
-def test_auto_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
-    for capabilities, expected in (
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({"avx2": True}, "fp32"),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
-        assert resolve_precision("auto", torch.device("cpu")) == expected
-
-
-def test_batches_on_a_processor_are_smaller_than_on_an_accelerator_unless_told():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert resolve_batch(None, cpu) < resolve_batch(None, gpu)
-    assert resolve_batch(300, cpu) == resolve_batch(300, gpu) == 300

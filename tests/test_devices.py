@@ -1,0 +1,62 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import InferenceConfig, TrainingConfig
+from common.devices import place, resolve_batch, resolve_precision, without_gradients
+from common.heads import MultiTaskModel
+from common.rows import LabelledRows
+from common.states import FrozenEncoderDataset
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TEXTS = ["a ball and an atom"] * 400
+DEFAULT = resolve_batch(None, CPU)
+
+
+def test_auto_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
+    for capabilities, expected in (
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx2": True}, "fp32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert resolve_precision("auto", CPU) == expected
+
+
+def test_batches_on_a_processor_are_smaller_than_on_an_accelerator_unless_told():
+    assert resolve_batch(None, GPU) > DEFAULT
+    assert resolve_batch(300, CPU) == resolve_batch(300, GPU) == 300
+
+
+def test_an_evaluation_within_a_training_keeps_to_its_memory():
+    config = TrainingConfig(precision="fp32")
+    assert without_gradients(config, CPU) == {"batch_tokens": DEFAULT, "precision": "fp32"}
+    small = dataclasses.replace(config, batch_tokens=300)
+    assert without_gradients(small, CPU)["batch_tokens"] == 300
+
+
+def states(model: MultiTaskModel) -> None:
+    data = model.dataset(LabelledRows(TEXTS, {"mood": ["good"] * len(TEXTS)}, TEXTS))
+    options = place(model.encoder, InferenceConfig(device="cpu", precision="fp32"))
+    FrozenEncoderDataset(data, model.encoder, np.empty((sum(data.lengths), model.encoder.dim), np.float32), options)
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda model: model.encoder.encode(TEXTS), lambda model: model.predict(TEXTS), states]
+)
+def test_batches_are_as_large_as_is_quickest_on_the_device(tiny_encoder, monkeypatch, compute):
+    model = MultiTaskModel(tiny_encoder, {"mood": ["bad", "good"]}).eval()
+    sizes, token_states = [], tiny_encoder.token_states
+
+    def counting(input_ids, attention_mask):
+        sizes.append(input_ids.numel())
+        return token_states(input_ids, attention_mask)
+
+    monkeypatch.setattr("common.embedding.lowered", lambda module, precision: module)
+    monkeypatch.setattr("common.heads.lowered", lambda module, precision: module)
+    monkeypatch.setattr(tiny_encoder, "token_states", counting)
+    compute(model)
+    length = len(tiny_encoder.tokenizer(TEXTS[:1])[0])
+    assert max(sizes) == DEFAULT // length * length
