@@ -6,18 +6,22 @@
 The shipped encoder's folder, opened here and by sentence-transformers with each of its backends, each in a process of
 its own. They take turns: 256 news texts of DATA, and one alone; medians of five rounds (--quick: 128 texts, three
 rounds), beside the machine's own rate of matrix multiplication in the same rounds, and how far the embeddings are from
-ours in fp32. Then commands from start to end, in turns with sentence-transformers doing the same, and a training step.
+ours in fp32. The defaults of both without bf16 and AVX-512 as well, which torch and its libraries are told to leave
+alone, and whole commands, in turns with sentence-transformers doing the same.
 """
 
 import argparse
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +29,19 @@ import torch
 from benchmarks.record import RESULTS, record
 from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
-from common.config import MultiTaskConfig
-from common.devices import cpu_computes_bf16, resolve_precision
+from common.devices import resolve_precision
 from common.encoder import SentenceEncoder
-from common.heads import MultiTaskModel
-from common.multitask import MultiTaskTrainer
-from common.rows import read_labelled_rows, training_tasks
+from common.rows import read_labelled_rows
 
-OURS = ("ours fp32", "ours auto")
+CLASSIFIES = "ours predict"
+OURS = ("ours fp32", "ours auto", CLASSIFIES)
+DEFAULTS = ("fp32", "ours fp32")  # of both sides on a processor without bf16
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+PEERS_FILE = Path(__file__).with_name("peers.txt")
 TEXTS, ROUNDS = 256, 5
 QUICK_TEXTS, QUICK_ROUNDS = 128, 3
-START_TEXTS, TRAINED_TEXTS = 100, 320
+START_TEXTS = 100
+RATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPE = (1024, 768, 3072)
 THEIR_START = (
     "import sys, numpy; from sentence_transformers import SentenceTransformer; "
@@ -47,10 +53,10 @@ THEIR_START = (
 class Worker:
     """A system in a process of its own."""
 
-    def __init__(self, python: str, system: str, folder: Path, texts: Sequence[str]) -> None:
+    def __init__(self, python: str, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         command, pipe = [python, str(ROOT / "benchmarks" / "speed_worker.py")], subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        self._say(json.dumps({"system": system, "folder": str(folder), "texts": texts}))
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **environment})
+        self._say(json.dumps(about))
 
     def _say(self, line: str) -> None:
         self.process.stdin.write(line + "\n")
@@ -77,31 +83,47 @@ def multiply_rate(dtype: torch.dtype) -> float:
     return times * 2 * rows * inner * columns / (time.perf_counter() - started)
 
 
-def compare(python: str, folder: Path, texts: Sequence[str], rounds: int) -> dict[str, object]:
-    """Every system's median seconds for all texts and for one, and how near its embeddings are to ours in fp32."""
-    workers = {name: Worker(python if name in PEERS else sys.executable, name, folder, texts) for name in PEERS + OURS}
-    found = {name: {"all": [], "one": []} for name in workers}
-    with tempfile.TemporaryDirectory() as saved:
-        for name, worker in workers.items():
-            path = f"{saved}/{name.replace(' ', '-')}.npy"
-            worker.ask(f"save {path}")
-            found[name]["embeddings"] = np.load(path)
-    exact = found["ours fp32"]["embeddings"]
-    for one in found.values():
-        one["lowest_cosine"] = float((one.pop("embeddings") * exact).sum(axis=1).min())
-    rates: dict[str, list[float]] = {"fp32": [], "bf16": []}
+def start(
+    systems: Sequence[str], python: str, asked: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, Worker]:
+    """A worker for each system, those of peers in their own environment."""
+    return {
+        name: Worker(python if name in PEERS else sys.executable, {"system": name, **asked}, environment)
+        for name in systems
+    }
+
+
+def compare(workers: Mapping[str, Worker], rounds: int) -> dict[str, dict[str, float]]:
+    """Every system's median seconds for all texts and for one, and how near its embeddings are to ours in fp32.
+
+    Beside them, the machine's `multiply_rate` in the same rounds, in fp32 and in bf16.
+    """
+    seconds = {name: {"all": [], "one": []} for name in workers}
+    rates = {name: [] for name in RATES}
+    embeddings = {name: embeddings_of(worker) for name, worker in workers.items() if name != CLASSIFIES}
+    for worker in workers.values():
+        worker.ask("all")  # the first pass is slower
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", flush=True)
         for name, worker in workers.items():
-            for command in ("all", "one"):
-                found[name][command].append(worker.ask(command))
-        rates["fp32"].append(multiply_rate(torch.float32))
-        rates["bf16"].append(multiply_rate(torch.bfloat16))
-    for worker in workers.values():
+            for command, values in seconds[name].items():
+                values.append(worker.ask(command))
+        for name, dtype in RATES.items():
+            rates[name].append(multiply_rate(dtype))
+    found = {}
+    for name, worker in workers.items():
         worker.close()
-    for one in found.values():
-        one |= {command: statistics.median(one[command]) for command in ("all", "one")}
+        found[name] = {command: statistics.median(values) for command, values in seconds[name].items()}
+        found[name]["ratio"] = statistics.median(seconds["fp32"]["all"]) / found[name]["all"]
+        if name in embeddings:
+            found[name]["lowest_cosine"] = float((embeddings[name] * embeddings["ours fp32"]).sum(axis=1).min())
     return {"systems": found, "multiply_rate": {name: statistics.median(values) for name, values in rates.items()}}
+
+
+def embeddings_of(worker: Worker) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        worker.ask(f"save {folder}/a.npy")
+        return np.load(f"{folder}/a.npy")
 
 
 def compare_starts(python: str, folder: Path, texts: Sequence[str], rounds: int) -> dict[str, float]:
@@ -122,22 +144,6 @@ def compare_starts(python: str, folder: Path, texts: Sequence[str], rounds: int)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def training_share(data: Path, rounds: int) -> dict[str, float]:
-    """What share of the machine's rate a training uses: an epoch over 320 news texts, all that a step does."""
-    rows = read_labelled_rows([data / "topic" / "train.csv"]).pick(range(TRAINED_TEXTS))
-    tasks, shares, steps = training_tasks(rows), [], []
-    for _ in range(rounds):
-        model = MultiTaskModel(SentenceEncoder.from_pretrained(), tasks)
-        asked, config = model.dataset(rows), MultiTaskConfig(epochs=1)
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = MultiTaskTrainer(model, asked, config, output=folder).train().seconds
-        weights = sum(p.numel() for p in model.encoder.layers.parameters())
-        precision = torch.bfloat16 if cpu_computes_bf16() else torch.float32
-        shares.append(6 * weights * sum(asked.lengths) / seconds / multiply_rate(precision))
-        steps.append(1000 * seconds / config.total_steps(TRAINED_TEXTS))
-    return {"share_of_multiply_rate": statistics.median(shares), "ms_a_step": statistics.median(steps)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -150,24 +156,33 @@ def main() -> None:
     tokens, weights = sum(map(len, encoder.tokenizer(texts))), sum(p.numel() for p in encoder.layers.parameters())
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(folder)
-        found = compare(arguments.python, Path(folder), texts, rounds)
+        asked = {"folder": folder, "texts": texts}
+        found = compare(start([*PEERS, *OURS], arguments.python, asked, {}), rounds)
+        without = compare(start(DEFAULTS, arguments.python, asked, AVX2), rounds)["systems"]
         starts = compare_starts(arguments.python, Path(folder), texts[:START_TEXTS], rounds)
-    training = training_share(arguments.data, rounds)
-    slowest = found["systems"]["fp32"]
-    for name, one in found["systems"].items():
-        one |= {"sentences_per_second": count / one["all"], "ratio": slowest["all"] / one["all"]}
-        print(f"{name:<12} {one['sentences_per_second']:7.1f} sentences/s  {one['ratio']:.2f} ×  "
-              f"one {1000 * one['one']:.1f} ms  cosine {one['lowest_cosine']:.5f}")  # fmt: skip
     for name, precision in (("ours fp32", "fp32"), ("ours auto", resolve_precision("auto", encoder.device))):
-        share = 2 * weights * tokens / found["systems"][name]["all"] / found["multiply_rate"][precision]
-        found["systems"][name]["share_of_multiply_rate"] = share
-        print(f"{name}: {share:.0%} of the machine's {precision} matrix-multiply rate")
+        rate = 2 * weights * tokens / found["systems"][name]["all"]
+        found["systems"][name]["share_of_multiply_rate"] = rate / found["multiply_rate"][precision]
+    for about, systems in (("", found["systems"]), ("without AVX-512: ", without)):
+        for name, one in systems.items():
+            print(f"{about}{name:<13} {count / one['all']:7.1f} texts/s  {one['ratio']:.2f} ×  "
+                  f"one {1000 * one['one']:.1f} ms  cosine {one.get('lowest_cosine', math.nan):.5f}  "
+                  f"{one.get('share_of_multiply_rate', math.nan):.0%} of the machine's rate")  # fmt: skip
     for name, seconds in starts.items():
         print(f"{name}: {seconds:.2f} s")
-    print(f"a training step: {training['share_of_multiply_rate']:.0%} of the matrix-multiply rate")
     if not arguments.quick:
-        about = {"texts": count, "tokens": tokens}
-        record(RESULTS / "speed.json", {**about, **found, "seconds_from_start": starts, "training": training})
+        about = {"texts": count, "tokens": tokens, "peers": versions_of_peers(arguments.python)}
+        record(RESULTS / "speed.json", {**about, **found, "without_avx512": without, "seconds_from_start": starts})
+
+
+def versions_of_peers(python: str) -> dict[str, str]:
+    """The versions of what `peers.txt` names, in the peers' environment."""
+    named = [line.partition("==")[0].partition("[")[0] for line in PEERS_FILE.read_text().splitlines() if "==" in line]
+    program = (
+        "import json, sys; from importlib.metadata import version; print(json.dumps([*map(version, sys.argv[1:])]))"
+    )
+    said = subprocess.run([python, "-c", program, *named], check=True, capture_output=True, text=True).stdout
+    return dict(zip(named, json.loads(said), strict=True))
 
 
 if __name__ == "__main__":

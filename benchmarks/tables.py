@@ -29,6 +29,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "bits": encoder_tables.bits,
     "speed": encoder_tables.speed,
     "starts": encoder_tables.starts,
+    "training-speed": encoder_tables.training_speed,
     "samples": task_tables.samples,
     "defaults": task_tables.default_choices,
     "all-rows": partial(task_tables.classification, task_tables.ON_ALL),
