@@ -28,6 +28,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "distillation-history": encoder_tables.distillation_history,
     "bits": encoder_tables.bits,
     "speed": encoder_tables.speed,
+    "speed-without-avx512": encoder_tables.speed_without_avx512,
     "starts": encoder_tables.starts,
     "training-speed": encoder_tables.training_speed,
     "samples": task_tables.samples,
