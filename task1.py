@@ -83,6 +83,13 @@ class Embed(InferenceConfig):
     dtype: str = option("float32", "of the array", choices=("float32", "float16"))
     model: str | None = option(None, MODEL_HELP, metavar="DIR")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.output.endswith(".npy"):
+            raise UserError(
+                f"{self.output}: what is written is a NumPy array; give it a name that ends in .npy", "output"
+            )
+
     def run(self) -> None:
         texts = read_texts(self.file, self.text)
         first = [next(texts)]  # a wrong file is said before a model is loaded

@@ -274,7 +274,10 @@ MISTAKES = {
     "no such file": (["embed", "none.txt", "--output", "o.npy", "--model", "{model}"], "none.txt: no such file"),
     "no such model": (["embed", "{text}", "--output", "o.npy", "--model", "./none"], "none: no such model folder"),
     "unknown hub name": (["embed", "{text}", "--output", "o.npy", "--model", "some-org/some-model"], "the hub cannot"),
-    "a folder as output": (["embed", "{text}", "--output", "{model}", "--model", "{model}"], "is a folder"),
+    "text as output": (
+        ["embed", "{text}", "--output", "o.txt", "--model", "{model}"],
+        "--output: o.txt: what is written is a NumPy array; give it a name that ends in .npy",
+    ),
     "output under a file": (
         ["embed", "{text}", "--output", "{text}/o.npy", "--model", "{model}"],
         "cannot be made a folder",
