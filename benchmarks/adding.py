@@ -13,7 +13,7 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from benchmarks.freezing import EPOCHS, SEEDS, learn, measure, test_rows, training_rows
+from benchmarks.freezing import SEEDS, SIZES, learn, measure, test_rows, training_rows
 from benchmarks.multitask import part_of
 from benchmarks.record import RESULTS, record
 from common.cli import ROOT
@@ -40,9 +40,9 @@ def first_model(data: Path, size: int, seed: int) -> Path:
     folder = RUNS / f"sentiment-{size}-{seed}"
     if not (folder / "config.json").is_file():
         set_seed(seed)
-        rows = read_labelled_rows([part_of(data, "sentiment", "train", size - size // 3)])
+        rows = read_labelled_rows([part_of(data, "sentiment", "train", size - size // 3, seed)])
         model = MultiTaskModel(SentenceEncoder.from_pretrained(), training_tasks(rows))
-        learn(model, rows, [], size, seed, folder)
+        learn(model, rows, [], seed, folder)
     return folder
 
 
@@ -58,12 +58,12 @@ def add_topic(data: Path, scenario: str, size: int, seed: int) -> dict[str, obje
     first = MultiTaskModel.from_pretrained(first_model(data, size, seed))
     before = sentiment_before(first, data)
     set_seed(seed)
-    topic = read_labelled_rows([part_of(data, "topic", "train", size // 3)])
-    rows = training_rows(data, "both", size) if labels == BOTH else topic
+    topic = read_labelled_rows([part_of(data, "topic", "train", size // 3, seed)])
+    rows = training_rows(data, "both", size, seed) if labels == BOTH else topic
     model = first.with_tasks(training_tasks(topic))
     with tempfile.TemporaryDirectory() as folder:
-        config = learn(model, rows, words, size, seed, folder)
-    training = {"epochs": config.epochs, "learning_rate": config.learning_rate}
+        config = learn(model, rows, words, seed, folder)
+    training = {"steps": config.total_steps(len(rows.texts)), "learning_rate": config.learning_rate}
     return {**training, "sentiment_before": before, "reached": measure(model, data, "both")}
 
 
@@ -74,7 +74,7 @@ def result_path(scenario: str, size: int, seed: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("sizes", nargs="+", type=int, choices=list(EPOCHS), metavar="size")
+    parser.add_argument("sizes", nargs="+", type=int, choices=SIZES, metavar="size")
     arguments = parser.parse_args()
     for size in arguments.sizes:
         for seed in range(SEEDS):

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 from accelerate.utils import set_seed
 
-from benchmarks.freezing import HEADS_RATE, RATE, SCENARIOS, training_rows
+from benchmarks.freezing import SCENARIOS, training_rows
 from benchmarks.record import RESULTS, record
 from common.config import MultiTaskConfig
 from common.encoder import SentenceEncoder
@@ -73,13 +73,12 @@ def peak_memory() -> Iterator[list[int]]:
 def measure(data: Path, scenario: str) -> dict[str, float]:
     """A dozen steps of one scenario."""
     set_seed(0)
-    rows = training_rows(data, "both", ROWS)
+    rows = training_rows(data, "both", ROWS, 0)
     model = MultiTaskModel(SentenceEncoder.from_pretrained(), training_tasks(rows))
     model.untrained.clear()  # a new head may stay frozen, at random
-    rate = HEADS_RATE if scenario == "the encoder" else RATE
     words = tuple(SCENARIOS[scenario])
     # No evaluation on the way: a checkpoint follows each.
-    config = MultiTaskConfig(max_steps=STEPS, evaluate_every=STEPS, learning_rate=rate, freeze=words)
+    config = MultiTaskConfig(max_steps=STEPS, evaluate_every=STEPS, freeze=words)
     dataset = model.dataset(rows)
     with peak_memory() as seen, tempfile.TemporaryDirectory() as folder:
         objective = TimedObjective(model, dataset, config)

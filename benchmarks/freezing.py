@@ -3,8 +3,9 @@
     python -m benchmarks.freezing DATA TARGET SIZE [SIZE ...]   train and test; a result that is there is kept
     python -m benchmarks.freezing DATA nearness                 how near each target's texts are to the corpus
 
-DATA is the folder with `topic/`, `sentiment/`, `sts/` and `corpus/`. A SIZE is the number of training rows; tests are
-a fixed random 2,000 rows of each task, and all of stsb_test for what is forgotten. A TARGET is
+DATA is the folder with `topic/`, `sentiment/`, `sts/` and `corpus/`. A SIZE is the number of training rows, another
+sample of them for each seed; tests are a fixed random 2,000 rows of each task, and all of stsb_test for what is
+forgotten. All is trained with the defaults of `task2.py train` and balanced classes, without dev rows. A TARGET is
 
     both    topic and sentiment, a third of the rows topic and two thirds sentiment
     topic   news alone: near to the corpus, which has news in it
@@ -16,6 +17,7 @@ import gzip
 import random
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -47,43 +49,40 @@ PACKAGES = ("asyncio", "email", "multiprocessing", "unittest", "xml")
 TARGETS = {"both": tuple(TASKS), "topic": ("topic",), "code": ("package",)}
 MEASURES = {**TASKS, "package": "accuracy"}
 SEEDS = 3
-EPOCHS = {100: 10, 1_000: 4, 10_000: 1}
-RATE, HEADS_RATE = 5e-5, 1e-3  # heads alone need a higher one
+SIZES = (100, 1_000, 10_000)
 CORPUS_ROWS, NEARNESS_ROWS = 10_000, 500
 
 
 def learn(
-    model: MultiTaskModel, rows: LabelledRows, words: list[str], size: int, seed: int, output: str | Path
+    model: MultiTaskModel, rows: LabelledRows, words: list[str], seed: int, output: str | Path
 ) -> MultiTaskConfig:
     """Train with some stages frozen, in place."""
-    alone = set(model.encoder.named_stages()) <= set(model.frozen_stages(*words))
-    rate = HEADS_RATE if alone else RATE
-    config = MultiTaskConfig(epochs=EPOCHS[size], learning_rate=rate, seed=seed, freeze=tuple(words))
+    config = MultiTaskConfig(seed=seed, freeze=tuple(words), class_weight="balanced")
     model.untrained.clear()  # a new head may stay frozen, at random: that is one of the scenarios
     data = model.dataset(rows)
     MultiTaskTrainer(model, data, config, output=output).train()
     return config
 
 
-def training_rows(data: Path, target: str, size: int) -> LabelledRows:
-    """A fixed random part of a target's training rows."""
+def training_rows(data: Path, target: str, size: int, seed: int) -> LabelledRows:
+    """A random part of a target's training rows, the same for a seed."""
     if target == "code":
-        return code_rows(TEST_ROWS, TEST_ROWS + size)
+        return code_rows(random.Random(seed).sample(code_snippets()[TEST_ROWS:], size))
     if target == "topic":
-        return read_labelled_rows([part_of(data, "topic", "train", size)])
+        return read_labelled_rows([part_of(data, "topic", "train", size, seed)])
     counts = {"topic": size // 3, "sentiment": size - size // 3}
-    return read_labelled_rows([part_of(data, task, "train", counts[task]) for task in TASKS])
+    return read_labelled_rows([part_of(data, task, "train", counts[task], seed) for task in TASKS])
 
 
 def test_rows(data: Path, target: str) -> LabelledRows:
     """2,000 test rows for each task of a target."""
     if target == "code":
-        return code_rows(0, TEST_ROWS)
+        return code_rows(code_snippets()[:TEST_ROWS])
     return read_labelled_rows([part_of(data, task, "test", TEST_ROWS) for task in TARGETS[target]])
 
 
-def code_rows(first: int, end: int) -> LabelledRows:
-    texts, labels = zip(*code_snippets()[first:end], strict=True)
+def code_rows(snippets: Sequence[tuple[str, str]]) -> LabelledRows:
+    texts, labels = zip(*snippets, strict=True)
     return LabelledRows(list(texts), {"package": list(labels)}, [sysconfig.get_path("stdlib")] * len(texts))
 
 
@@ -119,7 +118,7 @@ def run_scenario(data: Path, encoder_name: str, target: str, scenario: str, size
     """One scenario, from the start to its test."""
     set_seed(seed)
     encoder = starting_encoder(encoder_name)
-    rows = training_rows(data, target, size)
+    rows = training_rows(data, target, size, seed)
     if scenario == OUTSIDE:
         asked, reached = test_rows(data, target), {}
         for task in TARGETS[target]:
@@ -130,8 +129,8 @@ def run_scenario(data: Path, encoder_name: str, target: str, scenario: str, size
     words, training = SCENARIOS[scenario], {}
     if words != ["all"]:
         with tempfile.TemporaryDirectory() as folder:
-            config = learn(model, rows, words, size, seed, folder)
-        training = {"epochs": config.epochs, "learning_rate": config.learning_rate}
+            config = learn(model, rows, words, seed, folder)
+        training = {"steps": config.total_steps(len(rows.texts)), "learning_rate": config.learning_rate}
     return {**training, "reached": measure(model, data, target)}
 
 
@@ -172,13 +171,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("target", choices=[*TARGETS, "nearness"])
-    parser.add_argument("sizes", nargs="*", type=int, metavar="size", help=", ".join(map(str, EPOCHS)))
+    parser.add_argument("sizes", nargs="*", type=int, metavar="size", help=", ".join(map(str, SIZES)))
     parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="scenario")
     arguments = parser.parse_args()
-    if unknown := set(arguments.sizes) - set(EPOCHS):
-        parser.error(f"size {min(unknown)}: there are {', '.join(map(str, EPOCHS))}")
+    if unknown := set(arguments.sizes) - set(SIZES):
+        parser.error(f"size {min(unknown)}: there are {', '.join(map(str, SIZES))}")
     if arguments.target == "nearness":
         record(RESULTS / "freezing" / "nearness.json", {"nearness": nearness(arguments.data)})
         return

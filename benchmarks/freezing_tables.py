@@ -27,17 +27,19 @@ def costs() -> Table:
     return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
 
 
-def frozen_results(encoder: str, target: str, scenario: str, size: int) -> list[dict[str, float]]:
-    """What the trainings of one scenario reached."""
-    paths = (freezing.result_path(encoder, target, scenario, size, seed) for seed in range(freezing.SEEDS))
-    return [found["reached"] for found in load_all(paths)]
+def frozen_results(
+    target: str, scenario: str, size: int, encoder: str = "shipped", first: bool = False
+) -> list[dict[str, float]]:
+    """What the trainings of one scenario reached; `first`: those of 24 November, from the first encoder."""
+    paths = [freezing.result_path(encoder, target, scenario, size, seed) for seed in range(freezing.SEEDS)]
+    return [found["reached"] for found in load_all(p.parent / "first" / p.name if first else p for p in paths)]
 
 
-def freezing_scenarios(encoder: str) -> Table:
+def freezing_scenarios(encoder: str = "shipped", first: bool = False) -> Table:
     rows = []
-    for size in freezing.EPOCHS:
+    for size in freezing.SIZES:
         for scenario in freezing.SCENARIOS:
-            if found := frozen_results(encoder, "both", scenario, size):
+            if found := frozen_results("both", scenario, size, encoder, first):
                 cells = [result(name, [f[name] for f in found]) for name in (*TASKS, "stsb_test")]
                 rows.append([f"{size:,}", scenario, len(found), *cells])
     return Table(["rows", "frozen", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
@@ -45,10 +47,10 @@ def freezing_scenarios(encoder: str) -> Table:
 
 def freezing_differences() -> Table:
     rows = []
-    for size in freezing.EPOCHS:
-        nothing = frozen_results("shipped", "both", "nothing", size)
+    for size in freezing.SIZES:
+        nothing = frozen_results("both", "nothing", size)
         for scenario in freezing.SCENARIOS:
-            found = frozen_results("shipped", "both", scenario, size)
+            found = frozen_results("both", scenario, size)
             if scenario not in ("nothing", "everything") and len(found) == len(nothing) == freezing.SEEDS:
                 cells = [
                     difference(name, [f[name] for f in found], [f[name] for f in nothing])
@@ -64,18 +66,18 @@ def short_freezing() -> Table:
     words = {"nothing": "nothing", "the lower half": "the lower half", "the encoder": "the encoder"}
     words |= {freezing.OUTSIDE: "everything; logistic regression"}
     columns = ["frozen", "topic accuracy", "sentiment macro recall", "stsb_test"]
-    reached = freezing_scenarios("shipped").pick(columns, lambda row: row[0] == "1,000" and row[1] in words)
+    reached = freezing_scenarios().pick(columns, lambda row: row[0] == "1,000" and row[1] in words)
     rows = [[words[name], *cost.get(name, ("", "")), *cells] for name, *cells in reached.rows]
     return Table(["frozen", "time a step", "MB", "topic", "sentiment", "stsb_test"], rows)
 
 
 def near_and_far() -> Table:
     rows = []
-    for size in freezing.EPOCHS:
+    for size in freezing.SIZES:
         for scenario in freezing.SCENARIOS:
             cells, seeds = [], []
             for target, task in (("topic", "topic"), ("code", "package")):
-                if found := frozen_results("shipped", target, scenario, size):
+                if found := frozen_results(target, scenario, size, first=True):
                     cells += [result(name, [f[name] for f in found]) for name in (task, "stsb_test")]
                     seeds.append(len(found))
             if cells:
@@ -90,7 +92,7 @@ def near_and_far_differences() -> Table:
         lost = {}
         for target, task in (("topic", "topic"), ("code", "package")):
             found, nothing = (
-                [f[task] for f in frozen_results("shipped", target, name, 1_000)] for name in (scenario, "nothing")
+                [f[task] for f in frozen_results(target, name, 1_000, first=True)] for name in (scenario, "nothing")
             )
             lost[target] = np.subtract(found, nothing)
         compared = [(lost["topic"], zero), (lost["code"], zero), (lost["code"], lost["topic"])]

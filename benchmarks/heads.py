@@ -15,8 +15,6 @@ Classes are balanced in all of them, and nothing is chosen by dev rows: there ar
 """
 
 import argparse
-import csv
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ import numpy as np
 from accelerate.utils import set_seed
 from torch import nn
 
-from benchmarks.freezing import test_rows
+from benchmarks.freezing import test_rows, training_rows
 from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import TASKS
 from benchmarks.record import RESULTS, record
@@ -38,7 +36,7 @@ from common.exact import fit_linear_heads
 from common.heads import AttentionPooling, MultiTaskModel
 from common.metrics import evaluate_tasks
 from common.multitask import MultiTaskObjective
-from common.rows import LabelledRows, read_labelled_rows, training_tasks
+from common.rows import LabelledRows, training_tasks
 from common.states import FrozenEncoderDataset
 from common.train import Trainer
 
@@ -80,25 +78,13 @@ class Comparison:
     def __init__(self, data: Path) -> None:
         self.data, self.encoder = data, SentenceEncoder.from_pretrained()
         self.options = place(self.encoder, InferenceConfig())
-        self.tasks = training_tasks(self.training_rows(100, 0))
+        self.tasks = training_tasks(training_rows(data, "both", 100, 0))
         self.test = test_rows(data, "both")
         self.asked = self._with_states(self.test)
 
-    def training_rows(self, size: int, seed: int) -> LabelledRows:
-        """A random part of both tasks' training rows."""
-        with tempfile.TemporaryDirectory() as folder:
-            paths = []
-            for task, rows in (("topic", size // 3), ("sentiment", size - size // 3)):
-                with (self.data / task / "train.csv").open(encoding="utf-8", newline="") as stream:
-                    header, *lines = csv.reader(stream)
-                paths.append(Path(folder) / f"{task}.csv")
-                with paths[-1].open("w", encoding="utf-8", newline="") as stream:
-                    csv.writer(stream).writerows([header, *random.Random(seed).sample(lines, rows)])
-            return read_labelled_rows(paths)
-
     def run(self, size: int, seed: int) -> dict[str, dict[str, float]]:
         """What each kind of head reaches with a sample of the training rows."""
-        rows, reached = self.training_rows(size, seed), {}
+        rows, reached = training_rows(self.data, "both", size, seed), {}
         model = MultiTaskModel(self.encoder, self.tasks, kind="linear").to(self.encoder.device)
         fit_linear_heads(model, self._dataset(rows), class_weight="balanced", **self.options)
         reached["linear"] = self._measured(model)

@@ -52,13 +52,13 @@ WORDS = {
 ON_ALL = ("shipped-all", "frozen", "frozen-minilm", "tfidf-all")
 
 
-def part_of(data: Path, task: str, part: str, rows: int) -> Path:
-    """A fixed random part of a file, as a file of its own."""
-    source, target = data / task / f"{part}.csv", RUNS / f"{task}-{part}-{rows}.csv"
+def part_of(data: Path, task: str, part: str, rows: int, seed: int = 0) -> Path:
+    """A random part of a file, the same for a seed, as a file of its own."""
+    source, target = data / task / f"{part}.csv", RUNS / f"{task}-{part}-{rows}-{seed}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open(encoding="utf-8", newline="") as stream:
         header, *lines = csv.reader(stream)
-    chosen = random.Random(0).sample(lines, min(rows, len(lines)))
+    chosen = random.Random(seed).sample(lines, min(rows, len(lines)))
     with atomic_file(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([header, *chosen])
     return target
