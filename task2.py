@@ -60,7 +60,7 @@ if not only_help(__name__):  # what follows takes seconds to load
     from common.objective import RESULT_FILES
     from common.optim import describe
     from common.predictions import predictions, print_csv, print_jsonl, print_table
-    from common.readers import STDIN, read_texts
+    from common.readers import STDIN, read_texts_and_rows
     from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
     from common.rows import SAMPLES, LabelledRows, read_labelled_rows, training_tasks
 
@@ -335,7 +335,9 @@ class Predict(InferenceConfig):
     )
     input: str | None = option(None, ".txt (a text a line), .csv, .tsv, .jsonl; - is standard input", metavar="FILE")
     text: str = option("text", "the column of texts in a table", metavar="COLUMN")
-    format: str = option("table", "of the output", choices=("table", "jsonl", "csv"))
+    format: str = option(
+        "table", "of the output; jsonl and csv keep a table's other columns", choices=("table", "jsonl", "csv")
+    )
     probabilities: bool = option(False, "in CSV, a column for every label's probability")
     explain: bool = option(False, "show which words each task's head attended to")
     model: str | None = option(None, MODEL_HELP, metavar="DIR")
@@ -350,12 +352,13 @@ class Predict(InferenceConfig):
             raise UserError("give texts, or --input FILE, not both")
 
     def run(self) -> None:
-        texts = iter(self.texts) if self.texts else read_texts(self.input or STDIN, self.text)
+        asked = ((text, {"text": text}) for text in self.texts)
         if not self.texts:
-            texts = chain([next(texts)], texts)  # a wrong file is said before a model is loaded
+            read = read_texts_and_rows(self.input or STDIN, self.text)
+            asked = chain([next(read)], read)  # a wrong file is said before a model is loaded
         model, options = open_model(self, self.model)
         printers = {"table": print_table, "jsonl": print_jsonl, "csv": partial(print_csv, every=self.probabilities)}
-        printers[self.format](model, predictions(model, texts, explain=self.explain, **options))
+        printers[self.format](model, predictions(model, asked, explain=self.explain, **options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,7 +381,7 @@ class Show(Config):
         print_classes(results["test"])
 
         heading("Sentences it has not seen")
-        print_table(model, predictions(model, read_texts(SAMPLES / "unseen.txt")))
+        print_table(model, predictions(model, read_texts_and_rows(SAMPLES / "unseen.txt")))
 
         heading("Written to runs/task2")
         print(

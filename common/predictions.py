@@ -3,23 +3,25 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from common.devices import share_out
 from common.heads import MultiTaskModel
-from common.readers import chunked
+from common.readers import Row, chunked
 from common.report import shorten, terminal_width
 
 CHUNK = 1024
-Predictions = Iterator[tuple[str, dict[str, Any]]]
+Predictions = Iterator[tuple[str, Row, dict[str, Any]]]
 
 
-def predictions(model: MultiTaskModel, texts: Iterator[str], **options: Any) -> Predictions:
-    """Each text with its prediction, read and classified a chunk at a time."""
-    for chunk in chunked(texts, CHUNK):
-        yield from zip(chunk, share_out(partial(model.predict, **options), chunk), strict=True)
+def predictions(model: MultiTaskModel, asked: Iterable[tuple[str, Row]], **options: Any) -> Predictions:
+    """Each text and the row it stands in, with its prediction, read and classified a chunk at a time."""
+    for chunk in chunked(asked, CHUNK):
+        texts, rows = zip(*chunk, strict=True)
+        yield from zip(texts, rows, share_out(partial(model.predict, **options), texts), strict=True)
 
 
 def print_table(model: MultiTaskModel, predicted: Predictions) -> None:
@@ -27,7 +29,7 @@ def print_table(model: MultiTaskModel, predicted: Predictions) -> None:
     widths = {task: max(len(label) for label in [*labels, task]) for task, labels in model.tasks.items()}
     text_width = max(terminal_width() - sum(widths.values()) - 8 * len(widths), 24)
     print("  ".join(["text".ljust(text_width), *(task.ljust(width + 6) for task, width in widths.items())]).rstrip())
-    for text, result in predicted:
+    for text, _, result in predicted:
         cells = [shorten(text, text_width).ljust(text_width)]
         for task, width in widths.items():
             label = result[task]["label"]
@@ -40,20 +42,32 @@ def print_table(model: MultiTaskModel, predicted: Predictions) -> None:
 
 
 def print_jsonl(_: MultiTaskModel, predicted: Predictions) -> None:
-    """For programs: a JSON object a line, the text beside what `predict` gives."""
-    for text, result in predicted:
-        print(json.dumps({"text": text, **result}, ensure_ascii=False))
+    """For programs: a JSON object a line, the row beside what `predict` gives."""
+    for _, row, result in predicted:
+        print(json.dumps(row | {free_name(task, row): found for task, found in result.items()}, ensure_ascii=False))
 
 
 def print_csv(model: MultiTaskModel, predicted: Predictions, every: bool = False) -> None:
-    """For spreadsheets: text, and for each task its label and the label's probability, or `every` label's."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns = {task: [f"{task}: {label}" for label in labels] for task, labels in model.tasks.items()}
-    header = [name for task in columns for name in (task, *(columns[task] if every else [f"{task} probability"]))]
-    writer.writerow(["text", *header])
-    for text, result in predicted:
-        cells = []
+    """For spreadsheets: the row, and for each task its label and the label's probability, or `every` label's.
+
+    The columns are those of the first row; JSON lines may have fewer or others, which are left empty or out.
+    """
+    first = next(predicted)
+    columns, writer = list(first[1]), csv.writer(sys.stdout, lineterminator="\n")
+    added = []
+    for task, labels in model.tasks.items():
+        added += [task, *([f"{task}: {label}" for label in labels] if every else [f"{task} probability"])]
+    writer.writerow([*columns, *(free_name(name, first[1]) for name in added)])
+    for _, row, result in chain([first], predicted):
+        cells = [row.get(name, "") for name in columns]
         for found in result.values():
             shown = found["probabilities"].values() if every else [found["probabilities"][found["label"]]]
             cells += [found["label"], *(f"{probability:.6f}" for probability in shown)]
-        writer.writerow([text, *cells])
+        writer.writerow(cells)
+
+
+def free_name(name: str, row: Row) -> str:
+    """A column's name that a row does not have yet: it may hold the right labels, under the task's name."""
+    while name in row:
+        name = f"predicted {name}"
+    return name

@@ -163,10 +163,15 @@ def cell_of(path: str | Path, line: int, row: Row, column: str) -> str:
     return row[column]
 
 
+def read_texts_and_rows(path: str | Path, column: str = "text") -> Iterator[tuple[str, Row]]:
+    """The text of each row beside the whole row, in file order, read as they are asked for."""
+    for line, row in read_rows(path):
+        yield cell_of(path, line, row, "text" if file_kind(path) == ".txt" else column), row
+
+
 def read_texts(path: str | Path, column: str = "text") -> Iterator[str]:
     """The texts of one column (of a .txt: its lines) in file order, read as they are asked for."""
-    for line, row in read_rows(path):
-        yield cell_of(path, line, row, "text" if file_kind(path) == ".txt" else column)
+    return (text for text, _ in read_texts_and_rows(path, column))
 
 
 def chunked(items: Iterable[str], size: int) -> Iterator[list[str]]:

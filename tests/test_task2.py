@@ -48,8 +48,32 @@ def test_predict_streams_a_file_as_csv_with_all_probabilities(trained, labelled,
         assert sum(float(row[f"mood: {label}"]) for label in MOODS) == pytest.approx(1, abs=1e-5)
     task2.main(arguments)
     for short, row in zip(csv.DictReader(io.StringIO(capsys.readouterr().out)), rows, strict=True):
-        assert list(short) == ["text", "topic", "topic probability", "mood", "mood probability"]
-        assert short["mood probability"] == row[f"mood: {short['mood']}"]
+        assert short["mood probability"] == row[f"mood: {short['predicted mood']}"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_predict_keeps_the_other_columns_of_a_file(kind, trained, write_csv, capsys):
+    table = write_csv("new.csv", ["id", "text", "mood"], [["7", "a ball game", "so-so"], ["8", "the vote", ""]])
+    task2.main(["predict", "--input", str(table), "--model", str(trained), "--format", kind])
+    shown = capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(shown)) if kind == "csv" else map(json.loads, shown.splitlines()))
+    assert [(row["id"], row["text"], row["mood"]) for row in rows] == [
+        ("7", "a ball game", "so-so"),
+        ("8", "the vote", ""),
+    ]
+    found = MultiTaskModel.from_pretrained(trained).predict(["a ball game", "the vote"])
+    for row, result in zip(rows, found, strict=True):
+        labels = (row["topic"], row["predicted mood"])
+        assert [one if kind == "csv" else one["label"] for one in labels] == [
+            result[t]["label"] for t in ("topic", "mood")
+        ]
+
+
+def test_predict_gives_a_short_row_of_json_lines_empty_cells(trained, tmp_path, capsys):
+    table = tmp_path / "new.jsonl"
+    table.write_text('{"id": 7, "text": "a ball game"}\n{"text": "the vote"}\n')
+    task2.main(["predict", "--input", str(table), "--model", str(trained), "--format", "csv"])
+    assert [row["id"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == ["7", ""]
 
 
 def test_predict_reads_standard_input_when_given_nothing_else(trained, capsys, monkeypatch):
