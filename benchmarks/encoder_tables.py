@@ -17,6 +17,18 @@ EARLIER_STS = {
     "first-pairs": "the first encoder, then the sample pairs (contrastive)",
     "first-simcse": "the first encoder, then SimCSE on 16,000 sentences",
 }
+# Of `benchmarks.speed`; ours among them.
+SYSTEMS = {
+    "fp32": "sentence-transformers, fp32, its default",
+    "bf16": "sentence-transformers, bf16 weights",
+    "onnx": "sentence-transformers, ONNX Runtime",
+    "onnx int8": "sentence-transformers, ONNX Runtime, dynamic int8",
+    "openvino": "sentence-transformers, OpenVINO",
+    "openvino int8": "sentence-transformers, OpenVINO, static int8",
+    "ours fp32": '`encode(texts, precision="fp32")`',
+    "ours auto": "**`encode(texts)`**",
+    "ours predict": "`predict(texts)` of two tasks",
+}
 
 
 def data_files() -> Table:
@@ -94,18 +106,7 @@ def bits() -> Table:
 
 
 def speed() -> Table:
-    words = {
-        "fp32": "sentence-transformers, fp32, its default",
-        "bf16": "sentence-transformers, bf16 weights",
-        "onnx": "sentence-transformers, ONNX Runtime",
-        "onnx int8": "sentence-transformers, ONNX Runtime, dynamic int8",
-        "openvino": "sentence-transformers, OpenVINO",
-        "openvino int8": "sentence-transformers, OpenVINO, static int8",
-        "ours fp32": '`encode(texts, precision="fp32")`',
-        "ours auto": "**`encode(texts)`**",
-        "ours predict": "`predict(texts)` of two tasks",
-    }
-    return speed_of("systems", words)
+    return speed_of("systems", SYSTEMS)
 
 
 def speed_without_avx512() -> Table:
@@ -118,8 +119,20 @@ def speed_of(systems: str, words: Mapping[str, str]) -> Table:
     for name, shown in words.items():
         found = record[systems][name]
         cells = [f"{record['texts'] / found['all']:.1f}", f"{found['ratio']:.2f}", f"{1000 * found['one']:.0f}"]
-        rows.append([shown, *cells, f"{found['lowest_cosine']:.4f}" if "lowest_cosine" in found else ""])
-    return Table(["system", "texts a second", "ratio", "ms for one text", "lowest cosine to fp32"], rows)
+        if "stsb_dev" in found:
+            cells += [f"{found['lowest_cosine']:.4f}", f"{100 * found['stsb_dev']:.2f}"]
+        rows.append([shown, *cells, *[""] * (5 - len(cells))])
+    return Table(["system", "texts a second", "ratio", "ms for one text", "lowest cosine to fp32", "stsb_dev"], rows)
+
+
+def memory() -> Table:
+    """The peak memory, and the rate of the texts beyond those of the row above, which has the start in it."""
+    rows, before = [], {"texts": 0, "seconds": 0.0}
+    for found in load("memory")["embedded"]:
+        rate = (found["texts"] - before["texts"]) / (found["seconds"] - before["seconds"])
+        rows.append([f"{found['texts']:,}", f"{found['peak_megabytes']:,.0f}", f"{rate:,.0f}" if rows else ""])
+        before = found
+    return Table(["texts", "MB at most", "texts a second, of those more than above"], rows)
 
 
 def starts() -> Table:

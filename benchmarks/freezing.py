@@ -27,9 +27,8 @@ from accelerate.utils import set_seed
 from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import TASKS, TEST_ROWS, part_of
 from benchmarks.record import RESULTS, record
-from benchmarks.sts import minilm_folder
 from common.config import MultiTaskConfig
-from common.encoder import SHIPPED, SentenceEncoder
+from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import evaluate_tasks, pair_similarities, spearman
 from common.multitask import MultiTaskTrainer
@@ -114,10 +113,10 @@ def similarity(encoder: SentenceEncoder, data: Path) -> float:
     return spearman(pair_similarities(encoder, *zip(*pairs.rows, strict=True)), pairs.scores)
 
 
-def run_scenario(data: Path, encoder_name: str, target: str, scenario: str, size: int, seed: int) -> dict[str, object]:
-    """One scenario, from the start to its test."""
+def run_scenario(data: Path, target: str, scenario: str, size: int, seed: int) -> dict[str, object]:
+    """One scenario, from the shipped encoder to its test."""
     set_seed(seed)
-    encoder = starting_encoder(encoder_name)
+    encoder = SentenceEncoder.from_pretrained()
     rows = training_rows(data, target, size, seed)
     if scenario == OUTSIDE:
         asked, reached = test_rows(data, target), {}
@@ -141,10 +140,6 @@ def labelled_for(rows: LabelledRows, task: str) -> LabelledRows:
     return LabelledRows(list(texts), {task: list(labels)}, rows.places[: len(texts)])
 
 
-def starting_encoder(name: str) -> SentenceEncoder:
-    return SentenceEncoder.from_pretrained({"shipped": SHIPPED, "minilm": minilm_folder()}[name])
-
-
 def nearness(data: Path) -> dict[str, float]:
     """For each target: the cosine similarity of a text to the nearest of 10,000 corpus sentences, on average."""
     encode = SentenceEncoder.from_pretrained().encode
@@ -161,10 +156,10 @@ def nearness(data: Path) -> dict[str, float]:
     }
 
 
-def result_path(encoder: str, target: str, scenario: str, size: int, seed: int) -> Path:
+def result_path(target: str, scenario: str, size: int, seed: int) -> Path:
     name = scenario.split(",")[0] + " outside" * (scenario == OUTSIDE)
     words = "-".join("".join(c if c.isalnum() else " " for c in name).split())
-    return RESULTS / "freezing" / f"{target}-{encoder}-{words}-{size}-{seed}.json"
+    return RESULTS / "freezing" / f"{target}-{words}-{size}-{seed}.json"
 
 
 def main() -> None:
@@ -172,7 +167,6 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("target", choices=[*TARGETS, "nearness"])
     parser.add_argument("sizes", nargs="*", type=int, metavar="size", help=", ".join(map(str, SIZES)))
-    parser.add_argument("--encoder", choices=["shipped", "minilm"], default="shipped")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="scenario")
     arguments = parser.parse_args()
@@ -185,12 +179,12 @@ def main() -> None:
     for size in arguments.sizes:
         for seed in arguments.seeds:
             for scenario in arguments.scenarios:
-                about = (arguments.encoder, arguments.target, scenario, size, seed)
+                about = (arguments.target, scenario, size, seed)
                 path = result_path(*about)
                 if path.is_file() or (scenario in heads and arguments.target != "both"):
                     continue
                 print(f"\n{arguments.target}, {size} rows, seed {seed}; frozen: {scenario}", flush=True)
-                named = dict(zip(("encoder", "target", "scenario", "rows", "seed"), about, strict=True))
+                named = dict(zip(("target", "scenario", "rows", "seed"), about, strict=True))
                 record(path, {**named, **run_scenario(arguments.data, *about)})
 
 

@@ -27,19 +27,17 @@ def costs() -> Table:
     return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
 
 
-def frozen_results(
-    target: str, scenario: str, size: int, encoder: str = "shipped", first: bool = False
-) -> list[dict[str, float]]:
+def frozen_results(target: str, scenario: str, size: int, first: bool = False) -> list[dict[str, float]]:
     """What the trainings of one scenario reached; `first`: those of 24 November, from the first encoder."""
-    paths = [freezing.result_path(encoder, target, scenario, size, seed) for seed in range(freezing.SEEDS)]
+    paths = [freezing.result_path(target, scenario, size, seed) for seed in range(freezing.SEEDS)]
     return [found["reached"] for found in load_all(p.parent / "first" / p.name if first else p for p in paths)]
 
 
-def freezing_scenarios(encoder: str = "shipped", first: bool = False) -> Table:
+def freezing_scenarios(first: bool = False) -> Table:
     rows = []
     for size in freezing.SIZES:
         for scenario in freezing.SCENARIOS:
-            if found := frozen_results("both", scenario, size, encoder, first):
+            if found := frozen_results("both", scenario, size, first):
                 cells = [result(name, [f[name] for f in found]) for name in (*TASKS, "stsb_test")]
                 rows.append([f"{size:,}", scenario, len(found), *cells])
     return Table(["rows", "frozen", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)

@@ -20,16 +20,16 @@ MEASURES: Mapping[str, Callable[[Record], float]] = {
 }
 
 
-def strategies(encoder: str) -> Table:
+def strategies() -> Table:
     rows = [
         [name, f"{rate:g}", len(found), *(result(measure, [of(f) for f in found]) for measure, of in MEASURES.items())]
-        for name, (rate, found) in at_best_rate(encoder).items()
+        for name, (rate, found) in at_best_rate().items()
     ]
     return Table(["strategy", "base rate", "seeds", *MEASURES], rows)
 
 
-def strategy_differences(encoder: str) -> Table:
-    best = at_best_rate(encoder)
+def strategy_differences() -> Table:
+    best = at_best_rate()
     uniform = best.pop("uniform")[1]
     rows = [
         [name, *(difference(name, [of(f) for f in found], [of(f) for f in uniform]) for name, of in MEASURES.items())]
@@ -39,10 +39,10 @@ def strategy_differences(encoder: str) -> Table:
     return Table(["strategy, less uniform", *MEASURES], rows)
 
 
-def sweep(encoder: str) -> Table:
+def sweep() -> Table:
     rows = []
-    for name in at_best_rate(encoder):
-        found = [recorded(encoder, name, rate, 0) for rate in BASE_RATES]
+    for name in at_best_rate():
+        found = [recorded(name, rate, 0) for rate in BASE_RATES]
         rows.append([name, *(f"{dev_score(f):.3f} ({100 * f['scored'][1]:.1f})" for f in found)])
     return Table(["strategy", *(f"{rate:g}" for rate in BASE_RATES)], rows)
 
@@ -50,7 +50,7 @@ def sweep(encoder: str) -> Table:
 def moved() -> Table:
     rows = [
         [name, *(f"{100 * np.mean([f['moved'][stage] for f in found]):.2g}%" for stage in STAGES)]
-        for name, (_, found) in at_best_rate("shipped").items()
+        for name, (_, found) in at_best_rate().items()
     ]
     return Table(["strategy", *STAGES], rows)
 
@@ -58,7 +58,7 @@ def moved() -> Table:
 def gradients() -> Table:
     """Averages over the first quarter of the training and over the last, which have five recorded moments each."""
     rows, quarters = [], (slice(5), slice(-5, None))
-    for name, (_, found) in at_best_rate("shipped").items():
+    for name, (_, found) in at_best_rate().items():
         norms = [[np.mean([np.mean(f["gradients"][stage][q]) for f in found]) for q in quarters] for stage in STAGES]
         rows.append([name, *(f"{first:.2g}, {last:.2g}" for first, last in norms)])
     return Table(["strategy", *STAGES], rows)

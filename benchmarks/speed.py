@@ -5,9 +5,10 @@
 
 The shipped encoder's folder, opened here and by sentence-transformers with each of its backends, each in a process of
 its own. They take turns: 256 news texts of DATA, and one alone; medians of five rounds (--quick: 128 texts, three
-rounds), beside the machine's own rate of matrix multiplication in the same rounds, and how far the embeddings are from
-ours in fp32. The defaults of both without bf16 and AVX-512 as well, which torch and its libraries are told to leave
-alone, and whole commands, in turns with sentence-transformers doing the same.
+rounds), beside the machine's own rate of matrix multiplication in the same rounds, how far the embeddings are from ours
+in fp32 (of these texts and of the sentences of stsb_dev), and Spearman on stsb_dev. The defaults of both without bf16
+and AVX-512 as well, which torch and its libraries are told to leave alone, and whole commands, in turns with
+sentence-transformers doing the same.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
 from common.devices import resolve_precision
 from common.encoder import SentenceEncoder
-from common.rows import read_labelled_rows
+from common.metrics import spearman
+from common.rows import TrainingRows, read_labelled_rows, read_scored_pairs
 
 CLASSIFIES = "ours predict"
 OURS = ("ours fp32", "ours auto", CLASSIFIES)
@@ -93,8 +96,8 @@ def start(
     }
 
 
-def compare(workers: Mapping[str, Worker], rounds: int) -> dict[str, dict[str, float]]:
-    """Every system's median seconds for all texts and for one, and how near its embeddings are to ours in fp32.
+def compare(workers: Mapping[str, Worker], rounds: int, pairs: TrainingRows) -> dict[str, dict[str, float]]:
+    """Every system's median seconds for all texts and for one, how near it is to ours in fp32, Spearman on the pairs.
 
     Beside them, the machine's `multiply_rate` in the same rounds, in fp32 and in bf16.
     """
@@ -117,6 +120,8 @@ def compare(workers: Mapping[str, Worker], rounds: int) -> dict[str, dict[str, f
         found[name]["ratio"] = statistics.median(seconds["fp32"]["all"]) / found[name]["all"]
         if name in embeddings:
             found[name]["lowest_cosine"] = float((embeddings[name] * embeddings["ours fp32"]).sum(axis=1).min())
+            left, right = np.split(embeddings[name][-2 * len(pairs.rows) :], 2)
+            found[name]["stsb_dev"] = spearman((left * right).sum(axis=1), np.array(pairs.scores))
     return {"systems": found, "multiply_rate": {name: statistics.median(values) for name, values in rates.items()}}
 
 
@@ -152,13 +157,14 @@ def main() -> None:
     arguments = parser.parse_args()
     count, rounds = (QUICK_TEXTS, QUICK_ROUNDS) if arguments.quick else (TEXTS, ROUNDS)
     texts = read_labelled_rows([arguments.data / "topic" / "test.csv"]).texts[:count]
+    pairs = read_scored_pairs(arguments.data / "sts" / "stsb_dev.csv")
     encoder = SentenceEncoder.from_pretrained()
     tokens, weights = sum(map(len, encoder.tokenizer(texts))), sum(p.numel() for p in encoder.layers.parameters())
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(folder)
-        asked = {"folder": folder, "texts": texts}
-        found = compare(start([*PEERS, *OURS], arguments.python, asked, {}), rounds)
-        without = compare(start(DEFAULTS, arguments.python, asked, AVX2), rounds)["systems"]
+        asked = {"folder": folder, "texts": texts, "sentences": list(chain(*zip(*pairs.rows, strict=True)))}
+        found = compare(start([*PEERS, *OURS], arguments.python, asked, {}), rounds, pairs)
+        without = compare(start(DEFAULTS, arguments.python, asked, AVX2), rounds, pairs)["systems"]
         starts = compare_starts(arguments.python, Path(folder), texts[:START_TEXTS], rounds)
     for name, precision in (("ours fp32", "fp32"), ("ours auto", resolve_precision("auto", encoder.device))):
         rate = 2 * weights * tokens / found["systems"][name]["all"]
@@ -167,6 +173,7 @@ def main() -> None:
         for name, one in systems.items():
             print(f"{about}{name:<13} {count / one['all']:7.1f} texts/s  {one['ratio']:.2f} ×  "
                   f"one {1000 * one['one']:.1f} ms  cosine {one.get('lowest_cosine', math.nan):.5f}  "
+                  f"stsb_dev {100 * one.get('stsb_dev', math.nan):.2f}  "
                   f"{one.get('share_of_multiply_rate', math.nan):.0%} of the machine's rate")  # fmt: skip
     for name, seconds in starts.items():
         print(f"{name}: {seconds:.2f} s")

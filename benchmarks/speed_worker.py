@@ -1,8 +1,8 @@
 """One way of embedding, in a process of its own: `benchmarks/speed.py` starts it, in an environment that has it.
 
-The first line of input is JSON, {"system", "folder", "texts"}. Each further line is a command, answered by a line of
-JSON: "all" and "one" by the seconds that embedding all texts and the first took, "save PATH" by null once the
-embeddings are there.
+The first line of input is JSON, {"system", "folder", "texts", "sentences"}. Each further line is a command, answered by
+a line of JSON: "all" and "one" by the seconds that embedding all texts and the first took, "save PATH" by null once
+the embeddings of texts and sentences are there.
 """
 
 import csv
@@ -87,7 +87,7 @@ def main() -> None:
     for command in map(str.split, sys.stdin):
         answer = None
         if command[0] == "save":
-            np.save(command[1], np.asarray(encode(texts), dtype=np.float32))
+            np.save(command[1], np.asarray(encode([*texts, *asked["sentences"]]), dtype=np.float32))
         elif command[0] == "all":
             answer = seconds(encode, texts)
         else:

@@ -34,14 +34,14 @@ def records(tmp_path, monkeypatch):
                 "dev_scores": [[10, 0.5 + rate]],
                 "gradients": {stage: [0.5, 1.0] for stage in stages},
             }
-            write_json(strategies.result_path("shipped", strategy, rate, seed), outcome)
+            write_json(strategies.result_path(strategy, rate, seed), outcome)
 
 
 def test_every_figure_is_written_and_none_is_blank(records, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FOLDER", tmp_path / "figures")
     figures.main()
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert written == ["forgetting.png", "gradients.png", "model.svg", "rates.png", "similarity.png"]
+    assert written == ["forgetting.png", "gradients.png", "model.svg", "rates.png", "similarity.png", "speed.png"]
     for path in (tmp_path / "figures").glob("*.png"):
         assert imread(path)[..., :3].std() > 0.02
 
