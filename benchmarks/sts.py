@@ -1,7 +1,8 @@
 """Sentence similarity: how well the shipped encoder, and each way of training one, agrees with people's scores.
 
     python -m benchmarks.sts DATA SYSTEM [SYSTEM ...]    train and measure; a result that is there is kept
-    python -m benchmarks.sts DATA paired                 the shipped encoder less all-MiniLM-L6-v2, pair by pair
+    python -m benchmarks.sts DATA paired paired-mpnet    the shipped encoder less all-MiniLM-L6-v2, and less
+                                                         all-mpnet-base-v2, on the same pairs
 
 DATA is the folder with `sts/` and `corpus/`. Spearman × 100 on all of stsb_test and of sts12 to sts15, with a
 bootstrap 95% interval.
@@ -33,7 +34,7 @@ from common.teachers import JoinedTeachers, KeptEmbeddings
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 RUNS = ROOT / "runs" / "sts"
 SIMCSE_SENTENCES = 16_000
-PAIRED = "paired"
+PAIRED = {"paired": "minilm", "paired-mpnet": "mpnet"}  # with which the shipped encoder is compared
 JOINED = "teachers"
 TESTS = ("stsb_test", "sts12", "sts13", "sts14", "sts15")
 
@@ -170,15 +171,15 @@ def measure_difference(left: Similarity, right: Similarity, pairs: TrainingRows)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("systems", nargs="+", choices=[*WORDS, PAIRED], metavar="system")
+    parser.add_argument("systems", nargs="+", choices=[*WORDS, *PAIRED], metavar="system")
     arguments = parser.parse_args()
     for system in arguments.systems:
         path = RESULTS / "sts" / f"{system}.json"
         if path.is_file():
             continue
         files = {name: read_scored_pairs(arguments.data / "sts" / f"{name}.csv") for name in TESTS}
-        if system == PAIRED:
-            both = [build(name, arguments.data)[0] for name in ("shipped", "minilm")]
+        if system in PAIRED:
+            both = [build(name, arguments.data)[0] for name in ("shipped", PAIRED[system])]
             record(path, {"files": {name: measure_difference(*both, pairs) for name, pairs in files.items()}})
             continue
         print(f"\n{system}: {WORDS[system]}", flush=True)
