@@ -22,7 +22,7 @@ from common.config import MultiTaskConfig
 from common.rows import LabelledRows, read_labelled_rows, read_scored_pairs
 
 RUNS = ROOT / "runs" / "strategies"
-STRATEGIES = ("uniform", "layerwise", "gradual", "decay:0.9", "gradual+layerwise")
+STRATEGIES = ("uniform", "layerwise", "gradual", "decay:0.9")
 BASE_RATES = (3e-5, 1e-4, 3e-4)
 SEEDS = 3
 ROWS = {"topic": 600, "sentiment": 1_200}
