@@ -336,7 +336,10 @@ class Predict(InferenceConfig):
     input: str | None = option(None, ".txt (a text a line), .csv, .tsv, .jsonl; - is standard input", metavar="FILE")
     text: str = option("text", "the column of texts in a table", metavar="COLUMN")
     format: str = option(
-        "table", "of the output; jsonl and csv keep a table's other columns", choices=("table", "jsonl", "csv")
+        "table",
+        "of the output; jsonl and csv keep a table's columns, and where one has a task's name, the prediction is "
+        "called predicted TASK",
+        choices=("table", "jsonl", "csv"),
     )
     probabilities: bool = option(False, "in CSV, a column for every label's probability")
     explain: bool = option(False, "show which words each task's head attended to")

@@ -252,7 +252,7 @@ def test_texts_are_read_from_the_column_that_is_named(write_csv, tiny_folder, tm
     task2.main(["evaluate", str(path), "--text", "body", "--model", output, "--json"])
     assert set(json.loads(capsys.readouterr().out)) == {"topic", "mood"}
     task2.main(["predict", "--input", str(path), "--text", "body", "--model", output, "--format", "jsonl"])
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] == ROWS[0][0]
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["body"] == ROWS[0][0]
 
 
 def test_what_trains_is_shown_before_it_does(labelled, tiny_folder, tmp_path, capsys):
