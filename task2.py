@@ -60,7 +60,7 @@ if not only_help(__name__):  # what follows takes seconds to load
     from common.objective import RESULT_FILES
     from common.optim import describe
     from common.predictions import predictions, print_csv, print_jsonl, print_table
-    from common.readers import STDIN, read_texts_and_rows
+    from common.readers import STDIN, columns_of, read_texts_and_rows
     from common.report import heading, parts_table, print_classes, results_table, shorten, table, write_rows
     from common.rows import SAMPLES, LabelledRows, read_labelled_rows, training_tasks
 
@@ -337,8 +337,7 @@ class Predict(InferenceConfig):
     text: str = option("text", "the column of texts in a table", metavar="COLUMN")
     format: str = option(
         "table",
-        "of the output; jsonl and csv keep a table's columns, and where one has a task's name, the prediction is "
-        "called predicted TASK",
+        "of the output; jsonl and csv keep all columns of a table, as text, and add predicted TASK",
         choices=("table", "jsonl", "csv"),
     )
     probabilities: bool = option(False, "in CSV, a column for every label's probability")
@@ -355,12 +354,17 @@ class Predict(InferenceConfig):
             raise UserError("give texts, or --input FILE, not both")
 
     def run(self) -> None:
-        asked = ((text, {"text": text}) for text in self.texts)
+        asked, path = ((text, {"text": text}) for text in self.texts), self.input or STDIN
+        columns = ["text"] if path == STDIN else columns_of(path)
         if not self.texts:
-            read = read_texts_and_rows(self.input or STDIN, self.text)
+            read = read_texts_and_rows(path, self.text)
             asked = chain([next(read)], read)  # a wrong file is said before a model is loaded
         model, options = open_model(self, self.model)
-        printers = {"table": print_table, "jsonl": print_jsonl, "csv": partial(print_csv, every=self.probabilities)}
+        printers = {
+            "table": print_table,
+            "jsonl": partial(print_jsonl, columns=columns),
+            "csv": partial(print_csv, columns=columns, every=self.probabilities),
+        }
         printers[self.format](model, predictions(model, asked, explain=self.explain, **options))
 
 

@@ -3,12 +3,12 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from common.devices import share_out
+from common.errors import UserError
 from common.heads import MultiTaskModel
 from common.readers import Row, chunked
 from common.report import shorten, terminal_width
@@ -41,24 +41,32 @@ def print_table(model: MultiTaskModel, predicted: Predictions) -> None:
                 print(f"    {task}: {words}")
 
 
-def print_jsonl(_: MultiTaskModel, predicted: Predictions) -> None:
-    """For programs: a JSON object a line, the row beside what `predict` gives."""
-    for _, row, result in predicted:
-        print(json.dumps(row | {free_name(task, row): found for task, found in result.items()}, ensure_ascii=False))
+def print_jsonl(model: MultiTaskModel, predicted: Predictions, columns: Sequence[str]) -> None:
+    """For programs: a JSON object a line, the row as text, and `predicted TASK`: what `predict` gives for it.
 
-
-def print_csv(model: MultiTaskModel, predicted: Predictions, every: bool = False) -> None:
-    """For spreadsheets: the row, and for each task its label and the label's probability, or `every` label's.
-
-    The columns are those of the first row; JSON lines may have fewer or others, which are left empty or out.
+    Raises:
+        UserError: one of the rows' columns has such a name.
     """
-    first = next(predicted)
-    columns, writer = list(first[1]), csv.writer(sys.stdout, lineterminator="\n")
+    refuse_taken([f"predicted {task}" for task in model.tasks], columns)
+    for _, row, result in predicted:
+        found = {f"predicted {task}": one for task, one in result.items()}
+        print(json.dumps(row | found, ensure_ascii=False))
+
+
+def print_csv(model: MultiTaskModel, predicted: Predictions, columns: Sequence[str], every: bool = False) -> None:
+    """For spreadsheets: the row's columns, and for each task its label and the label's probability, or `every` label's.
+
+    Raises:
+        UserError: one of the rows' columns has the name of an added one.
+    """
     added = []
     for task, labels in model.tasks.items():
-        added += [task, *([f"{task}: {label}" for label in labels] if every else [f"{task} probability"])]
-    writer.writerow([*columns, *(free_name(name, first[1]) for name in added)])
-    for _, row, result in chain([first], predicted):
+        added.append(f"predicted {task}")
+        added += [f"{task}: {label}" for label in labels] if every else [f"{task} probability"]
+    refuse_taken(added, columns)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*columns, *added])
+    for _, row, result in predicted:
         cells = [row.get(name, "") for name in columns]
         for found in result.values():
             shown = found["probabilities"].values() if every else [found["probabilities"][found["label"]]]
@@ -66,8 +74,7 @@ def print_csv(model: MultiTaskModel, predicted: Predictions, every: bool = False
         writer.writerow(cells)
 
 
-def free_name(name: str, row: Row) -> str:
-    """A column's name that a row does not have yet: it may hold the right labels, under the task's name."""
-    while name in row:
-        name = f"predicted {name}"
-    return name
+def refuse_taken(added: Sequence[str], columns: Sequence[str]) -> None:
+    """UserError where the rows have a column already that predictions would be written under."""
+    if taken := [name for name in added if name in columns]:
+        raise UserError(f'the table has a column "{taken[0]}" already, where the prediction would go: rename it')

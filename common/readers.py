@@ -8,7 +8,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from common.errors import UserError
 
@@ -18,6 +18,7 @@ STDIN = "-"
 csv.field_size_limit(2**31 - 1)
 
 Row = dict[str, str]
+Item = TypeVar("Item")
 
 
 def file_kind(path: str | Path) -> str:
@@ -139,7 +140,7 @@ def _read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
 
 def _cell(value: object) -> str:
     """A JSON value as the cell a CSV would hold: null is empty."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def columns_of(path: str | Path) -> list[str]:
@@ -174,9 +175,9 @@ def read_texts(path: str | Path, column: str = "text") -> Iterator[str]:
     return (text for text, _ in read_texts_and_rows(path, column))
 
 
-def chunked(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Consecutive lists of at most `size` items."""
-    chunk: list[str] = []
+    chunk: list[Item] = []
     for item in items:
         chunk.append(item)
         if len(chunk) == size:

@@ -52,28 +52,47 @@ def test_predict_streams_a_file_as_csv_with_all_probabilities(trained, labelled,
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_predict_keeps_the_other_columns_of_a_file(kind, trained, write_csv, capsys):
-    table = write_csv("new.csv", ["id", "text", "mood"], [["7", "a ball game", "so-so"], ["8", "the vote", ""]])
+def test_predict_keeps_all_columns_of_a_file_labels_among_them(kind, trained, write_csv, capsys):
+    rows = [["7", "a ball game", "so-so"], ["8", "the vote", ""]]
+    table = write_csv("new.csv", ["id", "text", "mood"], rows)
     task2.main(["predict", "--input", str(table), "--model", str(trained), "--format", kind])
     shown = capsys.readouterr().out
-    rows = list(csv.DictReader(io.StringIO(shown)) if kind == "csv" else map(json.loads, shown.splitlines()))
-    assert [(row["id"], row["text"], row["mood"]) for row in rows] == [
-        ("7", "a ball game", "so-so"),
-        ("8", "the vote", ""),
-    ]
-    found = MultiTaskModel.from_pretrained(trained).predict(["a ball game", "the vote"])
-    for row, result in zip(rows, found, strict=True):
-        labels = (row["topic"], row["predicted mood"])
-        assert [one if kind == "csv" else one["label"] for one in labels] == [
-            result[t]["label"] for t in ("topic", "mood")
-        ]
+    found = list(csv.DictReader(io.StringIO(shown)) if kind == "csv" else map(json.loads, shown.splitlines()))
+    assert [[row["id"], row["text"], row["mood"]] for row in found] == rows
+    for row, result in zip(found, MultiTaskModel.from_pretrained(trained).predict([r[1] for r in rows]), strict=True):
+        for task in ("topic", "mood"):
+            said = row[f"predicted {task}"]
+            assert (said if kind == "csv" else said["label"]) == result[task]["label"]
 
 
-def test_predict_gives_a_short_row_of_json_lines_empty_cells(trained, tmp_path, capsys):
-    table = tmp_path / "new.jsonl"
-    table.write_text('{"id": 7, "text": "a ball game"}\n{"text": "the vote"}\n')
-    task2.main(["predict", "--input", str(table), "--model", str(trained), "--format", "csv"])
-    assert [row["id"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == ["7", ""]
+@pytest.fixture
+def ragged(tmp_path):
+    """JSON lines of which the first has fewer keys than the next."""
+    path = tmp_path / "new.jsonl"
+    path.write_text('{"text": "a ball game"}\n{"id": 8, "mood": "bad", "text": "the vote"}\n')
+    return str(path)
+
+
+def test_every_row_of_json_lines_has_its_predictions_under_the_same_names(ragged, trained, capsys):
+    task2.main(["predict", "--input", ragged, "--model", str(trained), "--format", "jsonl"])
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert set(first) == {"text", "predicted topic", "predicted mood"}
+    assert set(second) - set(first) == {"id", "mood"}
+    assert second["mood"] == "bad"
+
+
+def test_csv_has_a_column_for_every_key_of_json_lines(ragged, trained, capsys):
+    task2.main(["predict", "--input", ragged, "--model", str(trained), "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["id"], row["mood"]) for row in rows] == [("", ""), ("8", "bad")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_predictions_are_not_written_over_a_column_of_that_name(kind, trained, write_csv, monkeypatch, capsys):
+    table = write_csv("new.csv", ["text", "predicted mood"], [["a ball game", "good"]])
+    arguments = ["predict", "--input", table, "--model", trained, "--format", kind]
+    code, said = outcome(monkeypatch, capsys, *arguments)
+    assert (code, 'a column "predicted mood" already' in said) == (2, True)
 
 
 def test_predict_reads_standard_input_when_given_nothing_else(trained, capsys, monkeypatch):

@@ -85,8 +85,8 @@ def test_names_and_labels_nobody_foresaw(write_csv, tiny_folder, tmp_path, capsy
     capsys.readouterr()
     task2.main(["predict", "text 3", "--model", str(output), "--format", "jsonl"])
     result = json.loads(capsys.readouterr().out)
-    assert set(result["mood of the day"]["probabilities"]) == {"$5", "très bon", "😡"}
-    assert set(result["v1.0"]["probabilities"]) == {"0", "1"}
+    assert set(result["predicted mood of the day"]["probabilities"]) == {"$5", "très bon", "😡"}
+    assert set(result["predicted v1.0"]["probabilities"]) == {"0", "1"}
     assert result["сорт"]["label"] in ("да", "нет")
 
 
