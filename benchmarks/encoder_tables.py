@@ -59,7 +59,7 @@ def short_similarity() -> Table:
 def paired() -> Table:
     compared = {
         "the shipped encoder less all-MiniLM-L6-v2": "paired",
-        "less all-mpnet-base-v2": "paired-mpnet",
+        "the shipped encoder less all-mpnet-base-v2": "paired-mpnet",
         "the second less all-MiniLM-L6-v2": "second-paired",
         "the first less all-MiniLM-L6-v2": "first-paired",
     }
@@ -71,7 +71,7 @@ def paired() -> Table:
             mean, low, high = (100 * value for value in (found["difference"], *found["interval_95"]))
             cells.append(with_interval(mean, low, high, 1))
         rows.append([name, f"{found['pairs']:,}", *cells])
-    return Table(["", "pairs", *compared], rows)
+    return Table(["set", "pairs", *compared], rows)
 
 
 def distillation_starts() -> Table:
@@ -127,7 +127,7 @@ def speed_of(systems: str, words: Mapping[str, str]) -> Table:
         if "stsb_dev" in found:
             cells += [f"{found['lowest_cosine']:.4f}", f"{100 * found['stsb_dev']:.2f}"]
         rows.append([shown, *cells, *[""] * (5 - len(cells))])
-    return Table(["system", "texts a second", "ratio", "ms for one text", "lowest cosine to fp32", "stsb_dev"], rows)
+    return Table(["system", "texts a second", "ratio", "ms for one text", "lowest product with fp32", "stsb_dev"], rows)
 
 
 def memory() -> Table:
@@ -137,7 +137,7 @@ def memory() -> Table:
         rate = (found["texts"] - before["texts"]) / (found["seconds"] - before["seconds"])
         rows.append([f"{found['texts']:,}", f"{found['peak_megabytes']:,.0f}", f"{rate:,.0f}" if rows else ""])
         before = found
-    return Table(["texts", "MB at most", "texts a second, of those more than above"], rows)
+    return Table(["texts", "MB at most", "texts a second (of those beyond the row above's)"], rows)
 
 
 def starts() -> Table:

@@ -67,6 +67,7 @@ def speed_figure() -> Figure:
     axes.bar_label(axes.barh(names, rates.values(), color=colours), fmt="%.0f", padding=3)
     axes.set_xlabel(f"texts a second, two threads of {record['machine']['processor']}")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
     return figure
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.memory
 
 Files of 10,000 to 1,000,000 texts are embedded by the command in a process of its own: its peak memory, and its
-seconds. A text is one word: longer ones need more memory in a batch, which is never above its budget of tokens.
+seconds (on Linux, which counts memory in kB). A text is one word: longer ones need more memory in a batch, which is
+never above its budget of tokens.
 """
 
 import argparse

@@ -87,7 +87,7 @@ def test_names_and_labels_nobody_foresaw(write_csv, tiny_folder, tmp_path, capsy
     result = json.loads(capsys.readouterr().out)
     assert set(result["predicted mood of the day"]["probabilities"]) == {"$5", "très bon", "😡"}
     assert set(result["predicted v1.0"]["probabilities"]) == {"0", "1"}
-    assert result["сорт"]["label"] in ("да", "нет")
+    assert result["predicted сорт"]["label"] in ("да", "нет")
 
 
 @pytest.mark.parametrize(
