@@ -165,7 +165,11 @@ def cell_of(path: str | Path, line: int, row: Row, column: str) -> str:
 
 
 def read_texts_and_rows(path: str | Path, column: str = "text") -> Iterator[tuple[str, Row]]:
-    """The text of each row beside the whole row, in file order, read as they are asked for."""
+    """The text of each row beside the whole row, in file order, read as they are asked for.
+
+    Raises:
+        UserError: what `read_rows` refuses, or a row without the column.
+    """
     for line, row in read_rows(path):
         yield cell_of(path, line, row, "text" if file_kind(path) == ".txt" else column), row
 

@@ -33,10 +33,13 @@ from transformers import (
 
 import task2
 from common.encoder import EncoderConfig, SentenceEncoder
+from common.heads import MultiTaskModel
+from common.pretrained import PretrainedEncoder
 from common.rows import SAMPLES
 from common.tokenizer import SentenceTokenizer
 from common.train import Trainer
 from tests.labelled import QUICK, ROWS
+from tests.multitask import TASKS
 from tests.trainings import trainer_for
 
 # The encoders here are too small to gain from a second thread, and lose much where another program runs.
@@ -108,6 +111,31 @@ def trained(labelled: Path, tiny_folder: Path, tmp_path: Path) -> Path:
     """The folder of a model that has learned them."""
     task2.main(["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "model"), *QUICK])
     return tmp_path / "model"
+
+
+def build(kind, tiny_encoder) -> MultiTaskModel:
+    torch.manual_seed(0)
+    if kind == "ours":
+        return MultiTaskModel(tiny_encoder, TASKS)
+    tokenizer = tiny_encoder.tokenizer
+    return MultiTaskModel(PretrainedEncoder(tiny_transformer(kind, tokenizer.vocab_size), tokenizer), TASKS)
+
+
+@pytest.fixture(params=["ours", "roberta", "deberta"])
+def model(request, tiny_encoder) -> MultiTaskModel:
+    return build(request.param, tiny_encoder)
+
+
+@pytest.fixture
+def ours(tiny_encoder) -> MultiTaskModel:
+    return build("ours", tiny_encoder)
+
+
+@pytest.fixture
+def still(ours) -> MultiTaskModel:
+    """A model without dropout, to be compared with another computation."""
+    ours.set_dropout(0.0)
+    return ours
 
 
 def changed(config: object, field: dataclasses.Field) -> dict[str, object]:

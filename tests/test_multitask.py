@@ -1,7 +1,6 @@
 import copy
 import dataclasses
 
-import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,95 +9,17 @@ import common.metrics
 import common.states
 from common.checkpoint import CHECKPOINT
 from common.config import MultiTaskConfig, TrainingConfig, task_weight, unfreezing
-from common.data import UNLABELLED, MultiTaskDataset
 from common.errors import Interrupted, UserError
-from common.freezing import freeze
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights
 from common.metrics import evaluate_tasks
-from common.multitask import MultiTaskObjective, MultiTaskTrainer
-from common.pretrained import PretrainedEncoder
-from common.rows import LabelledRows
-from common.states import FrozenEncoderDataset
-from common.train import Trainer
-from tests.conftest import changed, tiny_transformer
+from common.multitask import MultiTaskObjective
+from tests.conftest import changed
+from tests.multitask import CONFIG, GAPS, TASKS, TEXTS, data_for, mean_losses, one_step, trainer_for
 from tests.trainings import at_step, interrupt
 
-TASKS = {"topic": ["Science", "Sports"], "sentiment": ["bad", "good"]}
-TEXTS = [
-    f"text {word} with {'a ball' if i % 2 else 'an atom'}" + " and more" * (i % 5) for i, word in enumerate("abcdefgh")
-]
-CONFIG = MultiTaskConfig(
-    epochs=3, batch_size=3, learning_rate=1e-2, weight_decay=0.5, device="cpu", precision="fp32", batch_tokens=40
-)
-
-
-def build(kind, tiny_encoder) -> MultiTaskModel:
-    torch.manual_seed(0)
-    if kind == "ours":
-        return MultiTaskModel(tiny_encoder, TASKS)
-    tokenizer = tiny_encoder.tokenizer
-    return MultiTaskModel(PretrainedEncoder(tiny_transformer(kind, tokenizer.vocab_size), tokenizer), TASKS)
-
-
-@pytest.fixture(params=["ours", "roberta", "deberta"])
-def model(request, tiny_encoder) -> MultiTaskModel:
-    return build(request.param, tiny_encoder)
-
-
-@pytest.fixture
-def ours(tiny_encoder) -> MultiTaskModel:
-    return build("ours", tiny_encoder)
-
-
-@pytest.fixture
-def still(ours) -> MultiTaskModel:
-    """A model without dropout, to be compared with another computation."""
-    ours.set_dropout(0.0)
-    return ours
-
-
-def data_for(model, classes=None) -> MultiTaskDataset:
-    labels = {task: [names[i % 2] for i in range(len(TEXTS))] for task, names in TASKS.items()}
-    rows = LabelledRows(TEXTS, labels, [f"line {i}" for i in range(len(TEXTS))])
-    data = MultiTaskDataset(rows, TASKS, model.encoder.tokenizer)
-    data.classes |= classes or {}
-    return data
-
-
-def trainer_for(model, output, config=CONFIG, classes=None, dev=None, **options) -> MultiTaskTrainer:
-    options = {**options, "dev": data_for(model) if dev else None}
-    return MultiTaskTrainer(model, data_for(model, classes), config, output=output, **options)
-
-
-def copied(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def one_step(model, tmp_path, classes=None, **settings):
-    """The history's row and all gradients of one step over all rows, cut into batches of a row or two."""
-    settings = {"batch_size": len(TEXTS), "batch_tokens": 12, "epochs": 1, "clip_norm": 1e9, **settings}
-    trainer, found = trainer_for(model, tmp_path, dataclasses.replace(CONFIG, **settings), classes), {}
-    update = trainer._update
-
-    def keep(loss):
-        found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-        update(loss)
-
-    trainer._update = keep
-    return trainer.train().history[0], found
-
-
-def mean_losses(model, classes):
-    """Each task's loss over all rows in one batch, as torch averages it."""
-    logits = model(*model.encoder.tokenizer.pad(model.encoder.tokenizer(TEXTS)))
-    return {task: F.cross_entropy(logits[task], torch.tensor(labels)) for task, labels in classes.items()}
-
-
-GAPS = {
-    "topic": [0, UNLABELLED, 1, UNLABELLED, 0, 1, UNLABELLED, 1],
-    "sentiment": [UNLABELLED, UNLABELLED, UNLABELLED, 1, UNLABELLED, UNLABELLED, UNLABELLED, 0],
-}
+OWN = dataclasses.fields(MultiTaskConfig)[len(dataclasses.fields(TrainingConfig)) :]
+OTHERS = {"task_weight": (("topic", 0.7),), "freeze": ("stages:0",), "rates": "layerwise", "unfreeze": 0.5}
 
 
 def test_every_labelled_row_weighs_the_same_whatever_batch_it_is_in(still, tmp_path):
@@ -175,106 +96,6 @@ def test_losses_are_computed_in_float32_outside_autocast(ours, tmp_path, monkeyp
     assert set(seen) == {(torch.float32, False)}
 
 
-@pytest.mark.parametrize("words", [("encoder",), ("head:topic",), ("stages:0-1",), ("head:topic", "head:sentiment")])
-def test_what_is_frozen_keeps_every_bit_and_all_else_moves(words, model, tmp_path):
-    model.untrained = set()
-    before, frozen = copied(model), model.frozen_stages(*words)
-    trainer = trainer_for(model, tmp_path, dataclasses.replace(CONFIG, freeze=words))
-    trainer.train()
-    still = {id(parameter) for name in frozen for parameter in model.named_stages()[name].parameters()}
-    vocabulary = max(len(parameter) for parameter in model.parameters())
-    for name, parameter in model.named_parameters():
-        if id(parameter) in still:
-            assert torch.equal(parameter, before[name]), name
-            assert parameter.grad is None and parameter not in trainer.optimizer.state, name
-        elif "position" not in name and len(parameter) < vocabulary and "token_type" not in name:
-            assert not torch.equal(parameter, before[name]), name
-
-
-def test_what_the_model_froze_itself_stays_frozen(ours, tmp_path):
-    ours.freeze("stages:0-1")
-    before = copied(ours)
-    trainer_for(ours, tmp_path).train()
-    after = ours.state_dict()
-    assert torch.equal(before["encoder.embeddings.tokens.weight"], after["encoder.embeddings.tokens.weight"])
-    assert not torch.equal(before["encoder.layers.1.feed_forward.bias"], after["encoder.layers.1.feed_forward.bias"])
-    assert not ours.encoder.embeddings.tokens.weight.requires_grad
-    assert ours.encoder.layers[1].feed_forward.weight.requires_grad
-
-
-def test_a_frozen_stage_has_no_dropout_and_the_rest_has(ours):
-    freeze(ours.named_stages(), ours.frozen_stages("encoder"))
-    batch = ours.encoder.tokenizer.pad(ours.encoder.tokenizer(TEXTS))
-    assert torch.equal(ours.encoder(*batch), ours.encoder(*batch))
-    assert not torch.equal(ours(*batch)["topic"], ours(*batch)["topic"])
-
-
-def test_a_frozen_head_has_no_dropout(ours, tmp_path):
-    ours.untrained, seen = set(), []
-    trainer = trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
-    backward = trainer._backward
-    modes = lambda: [ours.head(task).dropout.training for task in TASKS]  # noqa: E731
-    trainer._backward = lambda *arguments: seen.append(modes()) or backward(*arguments)
-    trainer.train()
-    assert seen[0] == [False, True]
-
-
-def test_the_backward_pass_stops_above_what_is_frozen(ours):
-    ours.freeze("stages:0-1")
-    batch = ours.encoder.tokenizer.pad(ours.encoder.tokenizer(TEXTS))
-    below = ours.encoder.layers[0](ours.encoder.embeddings(batch[0]), batch[1].bool()[:, None, None, :])
-    assert not below.requires_grad
-    assert ours.encoder.layers[1](below, None).requires_grad
-
-
-FROZEN = dataclasses.replace(CONFIG, freeze=("encoder",))
-
-
-def test_reusing_the_frozen_encoders_outputs_changes_nothing(model, tmp_path, monkeypatch):
-    other = copy.deepcopy(model)
-    reusing = trainer_for(model, tmp_path / "a", FROZEN)
-    reusing.train()
-    assert isinstance(reusing.objective.data, FrozenEncoderDataset)
-    monkeypatch.setattr("common.states.state_store", lambda *_: None)
-    computing = trainer_for(other, tmp_path / "b", FROZEN)
-    computing.train()
-    assert isinstance(computing.objective.data, MultiTaskDataset)
-    for name, tensor in copied(model).items():
-        if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which Adam makes a step of
-            torch.testing.assert_close(tensor, other.state_dict()[name], atol=1e-6, rtol=1e-5)
-
-
-def test_with_reuse_the_encoder_computes_each_row_once(ours, tmp_path, monkeypatch):
-    passed, token_states = [], ours.encoder.token_states
-
-    def counting(input_ids, attention_mask):
-        passed.append(len(input_ids))
-        return token_states(input_ids, attention_mask)
-
-    monkeypatch.setattr(ours.encoder, "token_states", counting)
-    trainer_for(ours, tmp_path, FROZEN).train()
-    assert sum(passed) == len(TEXTS)
-
-
-def test_dev_rows_are_measured_with_reused_outputs_as_without(ours, tmp_path):
-    trainer = trainer_for(ours, tmp_path, FROZEN, dev=True)
-    trainer.train()
-    assert isinstance(trainer.objective.dev, FrozenEncoderDataset)
-    reused, computed = evaluate_tasks(ours, trainer.objective.dev), evaluate_tasks(ours, data_for(ours))
-    assert reused["topic"]["loss"] == pytest.approx(computed["topic"]["loss"], abs=1e-6)
-
-
-@pytest.mark.parametrize(("free", "kind"), [(1e12, "ndarray"), (100, "memmap")])
-def test_the_states_stay_in_memory_or_else_go_to_a_file_that_is_gone_afterwards(
-    free, kind, ours, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
-    trainer = trainer_for(ours, tmp_path, FROZEN)
-    trainer.train()
-    assert type(trainer.objective.data.store).__name__ == kind
-    assert not list(tmp_path.glob(".token*"))
-
-
 def test_fit_gives_the_best_model_calibrated_as_it_then_stands_in_the_folder(ours, tmp_path, monkeypatch):
     monkeypatch.setattr(common.metrics, "FEWEST_ROWS", 1)
     trainer = trainer_for(ours, tmp_path, dev=True)
@@ -285,67 +106,6 @@ def test_fit_gives_the_best_model_calibrated_as_it_then_stands_in_the_folder(our
     assert best.temperatures == saved.temperatures and set(saved.temperatures.values()) != {1.0}
     assert best.predict(TEXTS) == saved.predict(TEXTS)
     assert not (tmp_path / CHECKPOINT).is_file()
-
-
-def test_a_second_training_of_the_same_objective_begins_with_the_texts(ours, tmp_path):
-    trainer = trainer_for(ours, tmp_path / "a", FROZEN, dev=True)
-    trainer.train()
-    again = Trainer(trainer.objective, FROZEN, tmp_path / "b")
-    again.train()
-    assert isinstance(again.objective.data.data, MultiTaskDataset)
-
-
-def test_with_neither_memory_nor_disk_the_states_are_computed_anew(ours, tmp_path, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 100}))
-    monkeypatch.setattr(common.states.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
-    trainer = trainer_for(ours, tmp_path, FROZEN)
-    trainer.train()
-    assert isinstance(trainer.objective.data, MultiTaskDataset)
-
-
-def gradual(epochs):
-    return dataclasses.replace(CONFIG, unfreeze=epochs)
-
-
-def test_stages_thaw_from_the_top_one_every_so_many_epochs(ours, tmp_path):
-    assert trainer_for(ours, tmp_path, gradual(1.0)).objective.thaw == {"layer 2": 3, "layer 1": 6, "embeddings": 9}
-
-
-def test_a_stage_gets_its_optimizer_state_when_it_thaws(ours, tmp_path):
-    trainer = trainer_for(ours, tmp_path, dataclasses.replace(gradual(1.0), epochs=2))
-    trainer.train()
-    for name, stage in ours.named_stages().items():
-        thawed = name not in ("layer 1", "embeddings")
-        assert all((parameter in trainer.optimizer.state) == thawed for parameter in stage.parameters()), name
-
-
-def test_thawing_half_way_is_what_no_epochs_ask_for(ours, tmp_path):
-    trainer = trainer_for(ours, tmp_path, gradual(0.0))
-    assert max(trainer.objective.thaw.values()) == pytest.approx(trainer.total_steps / 2, abs=1)
-
-
-def test_a_frozen_encoder_cannot_thaw(ours, tmp_path):
-    with pytest.raises(UserError, match="unfreeze: needs an encoder that is not all frozen"):
-        trainer_for(ours, tmp_path, dataclasses.replace(gradual(0.0), freeze=("encoder",)))
-
-
-def test_a_frozen_head_still_teaches_the_encoder(still, tmp_path):
-    still.untrained = set()
-    _, gradients = one_step(still, tmp_path, {"sentiment": [UNLABELLED] * len(TEXTS)}, freeze=("head:topic",))
-    assert gradients["encoder.layers.0.feed_forward.weight"].abs().sum() > 0
-    assert not [name for name in gradients if name.startswith("heads.task topic")]
-
-
-def test_a_new_head_that_would_never_train_is_refused(ours, tmp_path):
-    with pytest.raises(UserError, match="freeze: the head of topic is new"):
-        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
-
-
-@pytest.mark.parametrize("words", [("encoder", "head:topic"), ("all",)])
-def test_a_training_in_which_nothing_that_trains_has_labels_is_refused(words, ours, tmp_path):
-    ours.untrained, unlabelled = set(), {"sentiment": [UNLABELLED] * len(TEXTS)}
-    with pytest.raises(UserError, match="nothing that trains has labelled rows"):
-        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=words), unlabelled)
 
 
 def test_watched_gradients_are_those_that_clipping_measures(ours, tmp_path, monkeypatch):
@@ -365,10 +125,6 @@ def test_a_task_without_labels_has_no_line_in_the_history(ours, tmp_path):
     objective = trainer_for(ours, tmp_path).objective
     shown = objective.describe({"step": 3, "train loss": 0.5, "train topic loss": 0.5})
     assert "topic" in shown and "sentiment" not in shown
-
-
-OWN = dataclasses.fields(MultiTaskConfig)[len(dataclasses.fields(TrainingConfig)) :]
-OTHERS = {"task_weight": (("topic", 0.7),), "freeze": ("stages:0",), "rates": "layerwise", "unfreeze": 0.5}
 
 
 @pytest.mark.parametrize("field", OWN)
