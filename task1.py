@@ -60,6 +60,7 @@ if not only_help(__name__):  # what follows takes seconds to load
     from common.report import heading, shorten, table, terminal_width
     from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
     from common.sentences import DistillationObjective, SentenceObjective, pair_objective
+    from common.teachers import KEPT
     from common.train import Trainer
 
 RUN = ROOT / "runs" / "task1"
@@ -228,7 +229,7 @@ class Train(TrainingConfig):
         sentences = SentenceDataset([(text,) for row in rows.rows for text in row], encoder.tokenizer)
         teachers, weight = [load_encoder(teacher) for teacher in self.teacher], self.similarity_weight
         weight = SIMILARITY_WEIGHT if weight is None else weight
-        kept = Path(self.output).parent / "teachers"
+        kept = Path(self.output).parent / KEPT
         objective = DistillationObjective(encoder, sentences, teachers, kept, similarity_weight=weight, dev=dev)
         size = 2 * objective.target_width * len(sentences) / 1e6
         words = f"embed as {' and '.join(self.teacher)} (their embeddings are kept in {kept}, up to {size:.0f} MB)"

@@ -20,6 +20,8 @@ from common.embedding import Encoder
 from common.errors import UserError
 from common.files import atomic_file
 
+KEPT = "teachers"  # the folder beside a training's, in which all trainings beside each other keep and find them
+
 
 class KeptEmbeddings:
     """An encoder's embeddings of some texts, in a file named after its weights, how it embeds, and the texts.
@@ -48,19 +50,21 @@ class KeptEmbeddings:
 
     def __getitem__(self, index: Sequence[int]) -> np.ndarray:
         """The (rows, dim) float32 embeddings of the texts of these numbers."""
-        missing = [i for i in index if not self._stored[i, -1]]
-        if missing:
+        index = np.asarray(index)
+        missing = np.unique(index[self._stored[index, -1] == 0])
+        if len(missing):
             self._keep(missing, self.encoder.encode([self.texts[i] for i in missing], **self.options))
         return self._stored[index, :-1].astype(np.float32)
 
-    def _keep(self, index: Sequence[int], embeddings: np.ndarray) -> None:
-        """Write rows into the file: not through the map, where a full disk would end the program without a word."""
+    def _keep(self, index: np.ndarray, embeddings: np.ndarray) -> None:
+        """Write rows, in order, into the file: not through the map, where a full disk would end the program unsaid."""
         rows = np.pad(embeddings.astype(np.float16), ((0, 0), (0, 1)), constant_values=1)
+        gaps = np.flatnonzero(np.diff(index) > 1) + 1  # what lies together is written at once
         try:
             with self.path.open("r+b") as stream:
-                for i, row in zip(index, rows, strict=True):
-                    stream.seek(self._stored.offset + i * row.nbytes)
-                    stream.write(row.tobytes())
+                for i, part in zip(np.split(index, gaps), np.split(rows, gaps), strict=True):
+                    stream.seek(self._stored.offset + int(i[0]) * part[0].nbytes)
+                    stream.write(part.tobytes())
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
 

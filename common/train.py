@@ -49,7 +49,9 @@ from common.objective import Batch, Metrics, Objective, Step
 from common.optim import build_optimizer, schedule_factor
 
 CHECKPOINT_SECONDS = 300
-MAX_PADDING = 128  # tokens of padding in a batch beyond which two batches cost less than one
+# Tokens of padding in a batch beyond which two batches cost less than one. An accelerator computes a batch in less time
+# than it takes to start one.
+MAX_PADDING, ACCELERATOR_PADDING = 128, 4096
 
 
 @dataclass
@@ -182,8 +184,10 @@ class Trainer:
         left, data = range(self.progress.step, self.total_steps), self.objective.data
         sampler = StepSampler(data.lengths, self.config.batch_size, self.config.seed, left, *share)
 
+        padding = MAX_PADDING if self.device.type == "cpu" else ACCELERATOR_PADDING
+
         def collate_step(items: list[dict[str, Any]]) -> list[Batch]:
-            batches = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, MAX_PADDING)
+            batches = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, padding)
             return [{**data.collate([items[i] for i in b]), "place": torch.tensor(b)} for b in batches]
 
         return DataLoader(data, batch_sampler=sampler, collate_fn=collate_step)

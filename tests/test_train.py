@@ -137,6 +137,18 @@ def test_batches_are_run_twice_only_where_they_do_not_fit_together(budget, runs,
     assert len(seen) > runs and sum(seen) == 16 * runs
 
 
+def test_on_an_accelerator_a_step_is_cut_into_fewer_batches(tiny_encoder, tmp_path):
+    config, counts = dataclasses.replace(CONFIG, batch_size=62, batch_tokens=4096, max_steps=1), {}
+    rows = [(" ".join(["word"] * length),) for length in range(1, 63)]
+    for device in ("cpu", "cuda"):
+        trainer = begun(
+            Trainer(PairObjective(tiny_encoder, SentenceDataset(rows, tiny_encoder.tokenizer)), config, tmp_path)
+        )
+        trainer.device = torch.device(device)
+        counts[device] = len(next(iter(trainer._share_of_each_step())))
+    assert counts["cpu"] > 2 * counts["cuda"]
+
+
 def test_in_bf16_too_the_evaluations_are_of_the_model_as_it_then_is(tiny_encoder, tmp_path):
     pairs = TrainingRows(
         [(f"one text {i}", f"{i} is a text") for i in range(30)], [float(i % 7) for i in range(30)], ()
