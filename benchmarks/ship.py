@@ -2,8 +2,10 @@
 
     python -m benchmarks.ship DATA ENCODER
 
-ENCODER is the folder for the trained encoder; a training that is there is kept. It goes on from the shipped encoder
-(the first came from all-MiniLM-L6-v2 alone) and learns from those of `benchmarks/teachers.py`, on the corpus in DATA.
+ENCODER is a folder of its own for the trained encoder; a training that is there is kept, or goes on where it was
+stopped. It begins with the shipped encoder (the first came from all-MiniLM-L6-v2 alone) and learns from those of
+`benchmarks/teachers.py`, on the corpus in DATA and on its sentences changed a little; these and the teachers'
+embeddings of them (5 GB) are kept beside ENCODER. Meant for a GPU: elsewhere the teachers alone take hours.
 Its matrices are then rounded to 8 bits and fewer, each time measured on stsb_dev; the choice below is written to
 common/weights, and the similarities of some reference sentences recorded.
 """
@@ -13,23 +15,29 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 import task1
 from benchmarks.quantization import save_quantized
 from benchmarks.record import RESULTS, record, trained
 from benchmarks.teachers import FOLDER, TAUGHT_BY, TWEETS, teacher_folder
+from benchmarks.variants import changed_sentences
 from common.bert import COMPACT
+from common.config import TrainingConfig
+from common.devices import resolve_device
 from common.encoder import SHIPPED, SentenceEncoder
+from common.load import load_encoder
 from common.metrics import pair_similarities, spearman
 from common.rows import SAMPLES, TrainingRows, read_scored_pairs, read_training_rows
+from common.teachers import KEPT, KeptEmbeddings
 
 TRAINING = [
     *("--learning-rate", "4e-4", "--schedule", "cosine", "--dropout", "0"),
-    *("--batch-size", "80", "--max-steps", "1500", "--evaluate-every", "200"),
+    *("--batch-size", "512", "--batch-tokens", "16384", "--max-steps", "2500", "--evaluate-every", "312"),
 ]
 CHOICES: dict[str, Callable[[str], int]] = {
     "8 bits": lambda _: 8,
@@ -43,6 +51,7 @@ CHOICES: dict[str, Callable[[str], int]] = {
 SHIPS = "6 bits"
 REFERENCE_PAIRS = 20
 LOADINGS = 5
+BLOCK = 16_384
 
 
 def reference_pairs() -> list[tuple[str, str]]:
@@ -51,11 +60,28 @@ def reference_pairs() -> list[tuple[str, str]]:
     return [(row[0], other) for row in rows for other in row[1:]]
 
 
+def embed(teacher: str, files: Sequence[Path], kept: Path) -> None:
+    """Keep what a teacher says of all sentences, in blocks of many, which is quicker than step by step."""
+    texts = [row[0] for row in read_training_rows(files).rows]
+    encoder, config = load_encoder(teacher), TrainingConfig()
+    device = resolve_device(config.device)
+    options = {"precision": config.precision, "batch_tokens": None}
+    embeddings = KeptEmbeddings(encoder.to(device), texts, kept, **options)
+    for block in tqdm(range(0, len(texts), BLOCK), desc=teacher, unit_scale=BLOCK, unit=" sentences"):
+        embeddings[range(block, min(block + BLOCK, len(texts)))]
+
+
 def distil(data: Path, output: Path) -> dict[str, object]:
     """Train the encoder where that is not done (going on where it was stopped); gives how it was trained."""
-    taught = [word for name in TAUGHT_BY for word in ("--teacher", teacher_folder(name, data))]
+    corpus, changed = data / "corpus" / "sentences.txt.gz", output.parent / "changed.txt"
+    files, teachers = [corpus, changed], [teacher_folder(name, data) for name in TAUGHT_BY]
+    if not (output / "training.json").is_file():
+        changed_sentences(corpus, changed)
+        for folder in teachers:
+            embed(folder, files, output.parent / KEPT)
+    taught = [word for folder in teachers for word in ("--teacher", folder)]
     dev = ["--dev", str(data / "sts" / "stsb_dev.csv")]
-    arguments = [str(data / "corpus" / "sentences.txt.gz"), *taught, *dev, *TRAINING]
+    arguments = [*map(str, files), *taught, *dev, *TRAINING]
     training = trained(task1.main, arguments, output, "training.json")
     # The digests of start and teachers, among the contents, are kept; the folders that these lay in are not.
     settings = {name: value for name, value in training["settings"].items() if name not in ("model", "teacher")}

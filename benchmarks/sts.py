@@ -59,7 +59,7 @@ WORDS = {
     "mpnet": "all-mpnet-base-v2, a teacher",
     "bge-cls": "bge-small-en-v1.5, first token, a teacher",
     "bge-mean": "bge-small-en-v1.5, mean, a teacher",
-    TWEETS: "bge-small-en-v1.5, fine-tuned on tweets, a teacher",
+    TWEETS: "all-mpnet-base-v2, fine-tuned on tweets, a teacher",
     JOINED: "its teachers, joined",
 }
 

@@ -50,7 +50,7 @@ class KeptEmbeddings:
 
     def __getitem__(self, index: Sequence[int]) -> np.ndarray:
         """The (rows, dim) float32 embeddings of the texts of these numbers."""
-        index = np.asarray(index)
+        index = np.asarray(index, dtype=int)
         missing = np.unique(index[self._stored[index, -1] == 0])
         if len(missing):
             self._keep(missing, self.encoder.encode([self.texts[i] for i in missing], **self.options))

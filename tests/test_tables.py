@@ -30,6 +30,11 @@ def test_every_result_in_the_text_stands_in_a_table_of_the_records(page):
     assert set(RESULTS.findall(words(page))) <= recorded | PUBLISHED
 
 
+def test_the_headline_is_the_shipped_encoders_own():
+    reached = 100 * table.load("sts/shipped")["files"]["stsb_test"]["spearman"]
+    assert f"**Embeddings:** {reached:.1f} on stsb_test" in PAGES[0].read_text(encoding="utf-8")
+
+
 def test_every_table_is_on_a_page():
     assert {name for page in PAGES for _, name, _ in MARKED.findall(page.read_text("utf-8"))} == set(TABLES)
 

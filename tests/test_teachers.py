@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import task1
+from benchmarks.ship import embed
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import UserError
-from common.teachers import JoinedTeachers, KeptEmbeddings
+from common.teachers import KEPT, JoinedTeachers, KeptEmbeddings
 from tests.conftest import TINY
 
 TEXTS = [f"a text about {word}" for word in ("apples", "rivers", "engines", "music", "law")]
@@ -87,6 +89,26 @@ def test_teachers_are_joined_side_by_side_each_over_the_root_of_its_cosines_devi
     expected = np.concatenate(parts, axis=1)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(joined.numpy(), expected, atol=2 * ROUNDING)
+
+
+def test_a_training_finds_what_was_kept_of_its_texts_before(teachers, tmp_path, monkeypatch):
+    files = [tmp_path / "some.txt", tmp_path / "others.txt"]
+    for file, texts in zip(files, (TEXTS[:3], TEXTS[3:]), strict=True):
+        file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    teachers[0].save_pretrained(tmp_path / "teacher")
+    embed(str(tmp_path / "teacher"), files, tmp_path / KEPT)
+    monkeypatch.setattr(KeptEmbeddings, "_keep", lambda *_: pytest.fail("a teacher was asked again"))
+    arguments = [
+        "train",
+        *map(str, files),
+        "--teacher",
+        str(tmp_path / "teacher"),
+        "--output",
+        str(tmp_path / "student"),
+    ]
+    teachers[1].save_pretrained(tmp_path / "start")
+    task1.main([*arguments, "--model", str(tmp_path / "start"), "--epochs", "1", "--batch-size", "3"])
+    assert len(list((tmp_path / KEPT).iterdir())) == 1
 
 
 def test_one_teacher_alone_is_itself(teachers, tmp_path):
