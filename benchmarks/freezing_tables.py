@@ -1,6 +1,7 @@
 """The tables on what is frozen, kept and added: costs, scenarios, heads, similarity kept, new labels, new tasks."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,28 +28,28 @@ def costs() -> Table:
     return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
 
 
-def frozen_results(target: str, scenario: str, size: int, first: bool = False) -> list[dict[str, float]]:
-    """What the trainings of one scenario reached; `first`: those of 24 November, from the first encoder."""
+def frozen_results(target: str, scenario: str, size: int, encoder: str = "") -> list[dict[str, float]]:
+    """What the trainings of one scenario reached; `encoder`: "first" or "third", one that shipped before."""
     paths = [freezing.result_path(target, scenario, size, seed) for seed in range(freezing.SEEDS)]
-    return [found["reached"] for found in load_all(p.parent / "first" / p.name if first else p for p in paths)]
+    return [found["reached"] for found in load_all(path.parent / encoder / path.name for path in paths)]
 
 
-def freezing_scenarios(first: bool = False) -> Table:
+def freezing_scenarios(encoder: str = "") -> Table:
     rows = []
     for size in freezing.SIZES:
         for scenario in freezing.SCENARIOS:
-            if found := frozen_results("both", scenario, size, first):
+            if found := frozen_results("both", scenario, size, encoder):
                 cells = [result(name, [f[name] for f in found]) for name in (*TASKS, "stsb_test")]
                 rows.append([f"{size:,}", scenario, len(found), *cells])
     return Table(["rows", "frozen", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
 
 
-def freezing_differences() -> Table:
+def freezing_differences(encoder: str = "") -> Table:
     rows = []
     for size in freezing.SIZES:
-        nothing = frozen_results("both", "nothing", size)
+        nothing = frozen_results("both", "nothing", size, encoder)
         for scenario in freezing.SCENARIOS:
-            found = frozen_results("both", scenario, size)
+            found = frozen_results("both", scenario, size, encoder)
             if scenario not in ("nothing", "everything") and len(found) == len(nothing) == freezing.SEEDS:
                 cells = [
                     difference(name, [f[name] for f in found], [f[name] for f in nothing])
@@ -75,7 +76,7 @@ def near_and_far() -> Table:
         for scenario in freezing.SCENARIOS:
             cells, seeds = [], []
             for target, task in (("topic", "topic"), ("code", "package")):
-                if found := frozen_results(target, scenario, size, first=True):
+                if found := frozen_results(target, scenario, size, "first"):
                     cells += [result(name, [f[name] for f in found]) for name in (task, "stsb_test")]
                     seeds.append(len(found))
             if cells:
@@ -90,7 +91,7 @@ def near_and_far_differences() -> Table:
         lost = {}
         for target, task in (("topic", "topic"), ("code", "package")):
             found, nothing = (
-                [f[task] for f in frozen_results(target, name, 1_000, first=True)] for name in (scenario, "nothing")
+                [f[task] for f in frozen_results(target, name, 1_000, "first")] for name in (scenario, "nothing")
             )
             lost[target] = np.subtract(found, nothing)
         compared = [(lost["topic"], zero), (lost["code"], zero), (lost["code"], lost["topic"])]
@@ -132,6 +133,19 @@ def keeping_ways() -> Table:
             rows.append([way, len(found), *(result(name, own) for name, own in values.items()), *lost])
     less = [f"{name}, less nothing" for name in ("topic", "sentiment", "stsb_test")]
     return Table(["way", "seeds", *measures, *less], rows)
+
+
+def keeping_order() -> Table:
+    """The ways from the one that keeps most of stsb_test down, each less the next."""
+    kept = {
+        way: [one["stsb_test"] for one in load_all(keeping.result_path(way, seed) for seed in range(SEEDS))]
+        for way in keeping.WAYS
+    }
+    order = sorted((way for way, values in kept.items() if len(values) == SEEDS), key=lambda way: -np.mean(kept[way]))
+    return Table(
+        ["stsb_test, seed by seed", "difference"],
+        [[f"{way} less {lower}", difference("stsb_test", kept[way], kept[lower])] for way, lower in pairwise(order)],
+    )
 
 
 def growing_ways() -> Table:
