@@ -27,7 +27,6 @@ from benchmarks.record import RESULTS, record, trained
 from benchmarks.teachers import FOLDER, TAUGHT_BY, TWEETS, teacher_folder
 from benchmarks.variants import changed_sentences
 from common.bert import COMPACT
-from common.config import TrainingConfig
 from common.devices import resolve_device
 from common.encoder import SHIPPED, SentenceEncoder
 from common.load import load_encoder
@@ -61,12 +60,12 @@ def reference_pairs() -> list[tuple[str, str]]:
 
 
 def embed(teacher: str, files: Sequence[Path], kept: Path) -> None:
-    """Keep what a teacher says of all sentences, in blocks of many, which is quicker than step by step."""
+    """Keep what a teacher says of all sentences, in blocks of many, which is quicker than step by step.
+
+    They are kept where a training on the same files, in the default precision, looks for them.
+    """
     texts = [row[0] for row in read_training_rows(files).rows]
-    encoder, config = load_encoder(teacher), TrainingConfig()
-    device = resolve_device(config.device)
-    options = {"precision": config.precision, "batch_tokens": None}
-    embeddings = KeptEmbeddings(encoder.to(device), texts, kept, **options)
+    embeddings = KeptEmbeddings(load_encoder(teacher).to(resolve_device("auto")), texts, kept)
     for block in tqdm(range(0, len(texts), BLOCK), desc=teacher, unit_scale=BLOCK, unit=" sentences"):
         embeddings[range(block, min(block + BLOCK, len(texts)))]
 

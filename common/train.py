@@ -49,8 +49,8 @@ from common.objective import Batch, Metrics, Objective, Step
 from common.optim import build_optimizer, schedule_factor
 
 CHECKPOINT_SECONDS = 300
-# Tokens of padding in a batch beyond which two batches cost less than one. An accelerator computes a batch in less time
-# than it takes to start one.
+# Tokens of padding in a batch beyond which two batches cost less than one. An accelerator waits for what starts a
+# batch, so that it is far more there; how much more is an estimate, not timed.
 MAX_PADDING, ACCELERATOR_PADDING = 128, 4096
 
 
