@@ -26,7 +26,9 @@ TOGETHER = "the default, one model for all four"
 CHOICES = {
     "encoder frozen, linear heads": ["--freeze", "encoder", "--head", "linear"],
     "2e-5, 3 epochs": ["--learning-rate", "2e-5", "--epochs", "3"],
+    "half the rate": ["--learning-rate", "5e-5"],
     "the default": [],
+    "twice the rate": ["--learning-rate", "2e-4"],
     TOGETHER: [],
 }
 
@@ -70,10 +72,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES), metavar="choice")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="task")
     arguments = parser.parse_args()
     for rows in arguments.rows:
         for choice in arguments.choices:
-            for tasks in [list(TASKS)] if choice == TOGETHER else [[task] for task in TASKS]:
+            for tasks in [list(TASKS)] if choice == TOGETHER else [[task] for task in arguments.tasks]:
                 paths = {task: result_path(task, rows, choice) for task in tasks}
                 if not all(path.is_file() for path in paths.values()):
                     print(f"\n{', '.join(tasks)}, {rows} rows, {choice}", flush=True)

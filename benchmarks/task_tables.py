@@ -32,11 +32,13 @@ ON_SOME = [name for name in (*multitask.WORDS, *EARLIER_MULTITASK) if name not i
 def default_choices() -> Table:
     """What each choice of rate and length reaches on the test rows."""
     rows = []
-    for size in (100, 1_000):
+    for size in (100, 1_000, 5_000):
         for choice in defaults.CHOICES:
-            found = load_all(defaults.result_path(task, size, choice) for task in defaults.TASKS)
-            if len(found) == len(defaults.TASKS):
-                rows.append([f"{size:,}", choice, *(f"{one['test'][one['measure']]:.3f}" for one in found)])
+            paths = [defaults.result_path(task, size, choice) for task in defaults.TASKS]
+            found = {record["task"]: record for record in load_all(paths)}
+            cells = [f"{found[t]['test'][of]:.3f}" if t in found else "" for t, of in defaults.TASKS.items()]
+            if found:
+                rows.append([f"{size:,}", choice, *cells])
     return Table(["rows", "choice", *(f"{task} {of.replace('_', ' ')}" for task, of in defaults.TASKS.items())], rows)
 
 
