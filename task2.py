@@ -12,7 +12,7 @@ python task2.py COMMAND --help                           the options of a comman
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -69,6 +69,7 @@ Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks`
 RUN = ROOT / "runs" / "task2"
 NONE = ("none",)
 HELD_OUT, FEWEST_TO_SPLIT = 10, 100  # with fewer rows, too few would be held out to choose by
+FITTED_BY = ("freeze", "class_weight", "seed", "batch_tokens", "precision", "device")  # options of linear heads
 FEW = 300  # rows; with 100 of a task training everything was ahead on all of four tasks, with 1,000 on one
 MODEL_HELP = "a trained model's folder (default: runs/task2)"
 
@@ -202,9 +203,10 @@ class Train(MultiTaskConfig):
     def fit_exactly(self, model: MultiTaskModel, data: MultiTaskDataset, asked: Parts) -> None:
         """Fit linear heads on a frozen encoder, which takes no training loop."""
         refuse_untrainable(model, data)
-        idle = ("unfreeze", "keep_similarity", "balance", "task_weight", "rates", "patience", "resume")
-        for name in idle:
-            if getattr(self, name) != getattr(type(self), name):
+        rate = task_rate(self.encoder, self.from_scratch)
+        for name in ("resume", "dropout", *(field.name for field in fields(MultiTaskConfig))):
+            default = rate if name == "learning_rate" else getattr(type(self), name)
+            if name not in FITTED_BY and getattr(self, name) != default:
                 raise UserError("plays no part where linear heads are fitted at once: leave it out", name)
         print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
         if len(data) < FEW:
@@ -352,6 +354,9 @@ class Predict(InferenceConfig):
             raise UserError("--probabilities is for --format csv; jsonl has them all, the table has the label's own")
         if self.texts and self.input:
             raise UserError("give texts, or --input FILE, not both")
+        for number, text in enumerate(self.texts, 1):
+            if text.encode(errors="replace").decode() != text:
+                raise UserError(f"text {number} is not UTF-8: {text!a}")
 
     def run(self) -> None:
         asked, path = ((text, {"text": text}) for text in self.texts), self.input or STDIN

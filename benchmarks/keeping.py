@@ -15,13 +15,11 @@ no dev rows, so that each way is measured after as many steps as the others. The
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from torch import Tensor
 
 from benchmarks.record import RESULTS, record
 from benchmarks.strategies import rows_of
@@ -51,10 +49,11 @@ class HeldWeights(MultiTaskObjective):
         super().prepare(folder, **options)
         self.held = [parameter.detach().clone() for parameter in self.model.encoder.parameters()]
 
-    def losses(self, step: Step) -> Iterator[Tensor]:
-        yield from super().losses(step)
+    def backward(self, step: Step) -> None:
+        super().backward(step)
         moved = zip(self.model.encoder.parameters(), self.held, strict=True)
-        yield self.strength / 2 * sum((parameter - start).square().sum() for parameter, start in moved)
+        penalty = sum((parameter - start).square().sum() for parameter, start in moved)
+        (self.strength / 2 * penalty).backward()
 
 
 def train(data: Path, way: str, seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.files import atomic_file
 
 CHECKPOINT = "checkpoint.safetensors"
-START = "the starting weights"  # among what a resumed run must share with the first
+START = "the starting model"  # among what a resumed run must share with the first
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
@@ -69,9 +69,9 @@ def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def weights_digest(model: nn.Module) -> str:
-    """A short name for a model's weights: the same for the same weights."""
-    found = hashlib.sha256()
+def model_digest(model: Any) -> str:
+    """A short name for an encoder or a multi-task model: the same where weights and `description` are the same."""
+    found = hashlib.sha256(json.dumps(model.description()).encode())
     for name, tensor in model.state_dict().items():
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]

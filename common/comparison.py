@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from common.checkpoint import CHECKPOINT, weights_digest
+from common.checkpoint import CHECKPOINT, model_digest
 from common.config import MultiTaskConfig
 from common.data import digest
 from common.devices import processes, resolve_device, resolve_precision
@@ -62,7 +62,7 @@ class Setting:
             **config.compared(),
             "precision": resolve_precision(config.precision, resolve_device(config.device)),
             "data": digest(rows, self.pairs.rows, self.pairs.scores),
-            "encoder": weights_digest(model.encoder),
+            "encoder": model_digest(model.encoder),
             "rates": learning_rates(config.rates, model, config.learning_rate),
         }
         return json.loads(json.dumps(described))  # as it is read back
@@ -141,7 +141,7 @@ def compare_strategies(
     if processes().num_processes > 1:
         raise UserError("strategies are compared on one process; start the script without a launcher")
     tasks = training_tasks(setting.train, setting.tasks)
-    encoder = load_encoder(setting.encoder)
+    encoder = load_encoder(setting.encoder).to(resolve_device(setting.config.device))
     model = MultiTaskModel(encoder, tasks)
     # A wrong word is said before the first training.
     described = {strategy: setting.description(model, strategy) for strategy in strategies}

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +33,11 @@ def pool(token_states: Tensor, attention_mask: Tensor, pooling: str = "mean") ->
 class Encoder(nn.Module):
     """What every encoder can do, whatever its layers: text in, unit vectors out.
 
-    A subclass has a `tokenizer`, a width `dim`, a `pooling`, `max_positions` (None where length has no bound),
-    `token_states`, `stages` and `write_model`.
+    A subclass has a `config`, a `tokenizer`, a width `dim`, a `pooling`, `max_positions` (None where length has no
+    bound), `token_states`, `stages` and `write_model`.
     """
 
+    config: Any  # the shape: an EncoderConfig, or transformers' own
     tokenizer: SentenceTokenizer
     dim: int
     pooling: str
@@ -65,6 +67,10 @@ class Encoder(nn.Module):
         """(batch, length, dim) states and (batch, length) mask to (batch, dim): pooled, unit norm, in float32."""
         return F.normalize(pool(token_states.float(), attention_mask, self.pooling), dim=-1)
 
+    def description(self) -> list[Any]:
+        """What decides, beside the weights, what the encoder makes of a text; JSON holds it."""
+        return [str(self.config), self.pooling, self.tokenizer.description()]
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -86,7 +92,7 @@ class Encoder(nn.Module):
                 module.p = share
             for name, value in vars(module).items():  # what attention drops is a number, under several names
                 if "dropout" in name and isinstance(value, float):
-                    setattr(module, name, share)
+                    setattr(module, name, float(share))
 
     def encode(self, sentences: Sequence[str], batch_tokens: int | None = None, precision: str = "auto") -> np.ndarray:
         """Embed sentences: (n, dim) float32 with unit rows, in the order given.

@@ -81,6 +81,14 @@ def _finish(source: Path, target: Path) -> None:
     source.replace(target)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Take away what writers that were killed have left half-written in a folder."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".partial-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON for people and programs: indented, UTF-8, null in the place of nan and infinity."""
     with atomic_file(path) as temporary:

@@ -162,8 +162,7 @@ class MultiTaskModel(nn.Module):
         self.encoder, self.kind = encoder, kind
         self.tasks = {task: list(labels) for task, labels in tasks.items()}
         # The encoder's own number of attention heads, where it is known.
-        attention_heads = attention_heads or getattr(getattr(encoder, "config", None), "num_attention_heads", 8)
-        self.attention_heads = attention_heads
+        self.attention_heads = attention_heads or getattr(encoder.config, "num_attention_heads", 8)
         self.untrained = set(self.tasks)
         self.temperatures = dict.fromkeys(self.tasks, 1.0)
         self.heads = nn.ModuleDict({head_key(task): self._new_head(len(labels)) for task, labels in self.tasks.items()})
@@ -191,6 +190,10 @@ class MultiTaskModel(nn.Module):
         model.untrained = self.untrained | {task for task in model.tasks if model.tasks[task] != self.tasks.get(task)}
         model.temperatures |= self.temperatures
         return model
+
+    def description(self) -> list[Any]:
+        """What decides, beside the weights, what the model makes of a text; JSON holds it."""
+        return [*self.encoder.description(), self.tasks, self.kind, self.attention_heads]
 
     def dataset(self, rows: LabelledRows) -> MultiTaskDataset:
         """Labelled rows as what this model is trained on, or measured by."""

@@ -108,7 +108,7 @@ def complete_weights(tasks: Sequence[str], given: Mapping[str, float]) -> dict[s
     """
     for task, weight in given.items():
         if task not in tasks:
-            raise UserError(f'{task}={weight:g}: no task "{task}" (there are: {", ".join(tasks)})', "task_weight")
+            raise UserError(f'{task}={weight:g}: no task "{task}" learns (these do: {", ".join(tasks)})', "task_weight")
         if not 0 < weight < float("inf"):
             raise UserError(f"{task}={weight:g}: must be above 0", "task_weight")
     others = [task for task in tasks if task not in given]
@@ -119,9 +119,12 @@ def complete_weights(tasks: Sequence[str], given: Mapping[str, float]) -> dict[s
 
 
 def balanced_class_weights(data: MultiTaskDataset) -> dict[str, Tensor]:
-    """For each task (classes,) weights that make its classes count alike: rows / (classes × rows of the class)."""
+    """For each task (classes,) weights that make its classes count alike: rows / (classes × rows of the class).
+
+    Classes without a row do not count.
+    """
     weights = {}
     for task, labels in data.tasks.items():
-        counts = torch.tensor([data.classes[task].count(i) for i in range(len(labels))]).clamp(min=1)
-        weights[task] = data.labelled(task) / (len(labels) * counts.float())
+        counts = torch.tensor([data.classes[task].count(i) for i in range(len(labels))], dtype=torch.float32)
+        weights[task] = counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
     return weights

@@ -1,6 +1,6 @@
 """Training several tasks together: how they are weighed, what trains, and how the best model is chosen and kept."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from common.checkpoint import START, weights_digest
+from common.checkpoint import START, model_digest
 from common.config import MultiTaskConfig
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import processes, share_out, sum_over_processes, wait_for_all
@@ -20,9 +20,13 @@ from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights, complete_weights, distance_loss, task_loss, uncertainty_weighted
 from common.metrics import calibrate, evaluate_tasks
 from common.objective import Batch, Metrics, Objective, Step
-from common.optim import learning_rates
+from common.optim import OTHER, learning_rates
 from common.states import frozen_data
 from common.train import Trainer
+
+# Learned task weights begin at 1 and end near the loss's inverse: at the rates of fine-tuning they would not get there.
+LOG_VARIANCE_RATE = 1e-2
+SHOWN = (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"), ("weight", "weight"))
 
 
 class MultiTaskObjective(Objective):
@@ -53,23 +57,26 @@ class MultiTaskObjective(Objective):
         self.model, self.data, self.dev, self.watch = model, data, dev, watch
         self.evaluates, tasks = dev is not None, list(model.tasks)
         fixed = config.balance == "fixed"
-        self.weights = complete_weights(tasks, dict(config.task_weight)) if fixed else None
-        self.log_variances = None if fixed else nn.Parameter(torch.zeros(len(tasks)))
         self.class_weights = balanced_class_weights(data) if config.class_weight == "balanced" else {}
-        self.rates = learning_rates(config.rates, model, config.learning_rate)
+        self.rates = {**learning_rates(config.rates, model, config.learning_rate), OTHER: LOG_VARIANCE_RATE}
         model.freeze(*config.freeze)
         refuse_untrainable(model, data)
-        for task in learning(model, data):  # what training moves has to be calibrated anew
+        learners = learning(model, data)
+        weights = complete_weights(learners, dict(config.task_weight)) if fixed else {}
+        self.weights = {**dict.fromkeys(tasks, 0.0), **weights} if fixed else None
+        self.log_variances = None if fixed else nn.Parameter(torch.zeros(len(tasks)))
+        for task in learners:  # what training moves has to be calibrated anew
             model.temperatures[task] = 1.0
         self.thaw = self._thaw(config)
         self.keep_similarity, self.start = config.keep_similarity, None
-        self.tracked = tuple(f"{task} {name}" for task in tasks for name in ("loss", "accuracy"))
+        measures = ("loss", "accuracy") if fixed else ("loss", "accuracy", "weight")
+        self.tracked = tuple(f"{task} {name}" for task in tasks for name in measures)
         if self.keep_similarity:
             if model.encoder_is_frozen:
                 raise UserError("needs an encoder that is not all frozen", "keep_similarity")
             self.tracked += ("distance",)
         dev_digest = dev.digest() if dev else None
-        self.contents = {START: weights_digest(model), "the dev rows": dev_digest, "the file of rates": self.rates}
+        self.contents = {START: model_digest(model), "the dev rows": dev_digest, "the file of rates": self.rates}
         self._texts = data, dev
 
     def _thaw(self, config: MultiTaskConfig) -> dict[str, int]:
@@ -109,8 +116,8 @@ class MultiTaskObjective(Objective):
         embeddings = None if self.start is None else self.model.encoder.embed_states(states, mask)
         return self.model.classify(states, mask).logits, embeddings
 
-    def losses(self, step: Step) -> Iterator[Tensor]:
-        """Each batch's part of the weighted sum of the tasks' means over the whole step."""
+    def backward(self, step: Step) -> None:
+        """The gradient of the weighted sum of the tasks' means over the whole step, batch by batch."""
         device = self.model.encoder.device
         # The labelled rows of each task in the step, and at the end all rows.
         counts = torch.zeros(len(self.model.tasks) + 1, device=device)
@@ -122,13 +129,17 @@ class MultiTaskObjective(Objective):
         for number, batch in enumerate(step.batches):
             by_task, embeddings = step.forward(number)
             part = torch.zeros((), device=device)
-            for task, logits, labels, count in zip(
-                self.model.tasks, by_task.values(), batch["labels"].T, labelled, strict=True
-            ):
+            tasks = zip(self.model.tasks, by_task.values(), batch["labels"].T, labelled, strict=True)
+            for i, (task, logits, labels, count) in enumerate(tasks):
                 weights = self.class_weights.get(task)
                 loss = task_loss(logits.float(), labels, None if weights is None else weights.to(device))
                 if loss.count:
-                    part = part + self._weighted(task, loss.total / count, loss.count / count)
+                    mean = loss.total / count
+                    if self.log_variances is None:
+                        part = part + self.weights[task] * mean
+                    else:
+                        part = part + uncertainty_weighted(mean, self.log_variances[i], loss.count / count)
+                        step.track(f"{task} weight", torch.exp(-self.log_variances[i]).detach(), 1)
                     right = (logits.argmax(dim=-1) == labels).sum()
                     step.track(f"{task} loss", loss.total.detach(), loss.count)
                     step.track(f"{task} accuracy", right, loss.count)
@@ -137,13 +148,8 @@ class MultiTaskObjective(Objective):
                 part = part + self.keep_similarity * distance.total / rows
                 step.track("distance", distance.total.detach(), distance.count)
             step.track("loss", part.detach())
-            yield part
-
-    def _weighted(self, task: str, loss: Tensor, share: float) -> Tensor:
-        """A part of a task's mean loss times the task's weight; `share` of the task's rows are in the part."""
-        if self.weights is not None:
-            return self.weights[task] * loss
-        return uncertainty_weighted(loss, self.log_variances[list(self.model.tasks).index(task)], share)
+            if part.requires_grad:  # there may be labels for frozen heads alone
+                part.backward()
 
     def traces(self) -> dict[str, float]:
         return {name: gradient_norm(stage) for name, stage in self.named_stages().items()} if self.watch else {}
@@ -167,7 +173,7 @@ class MultiTaskObjective(Objective):
             shown = [
                 f"{where} {word} {row[key]:.3f}"
                 for where in ("train", "dev")
-                for word, name in (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"))
+                for word, name in SHOWN
                 if (key := f"{where} {task} {name}") in row
             ]
             if shown:  # the rows of an added task may not label the old ones

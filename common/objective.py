@@ -1,7 +1,7 @@
 """What the training loop trains: an objective, and one step as it sees it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class Objective(nn.Module):
         rates: the peak learning rate of each stage; those left out have the configuration's.
         thaw: the step at which a stage begins to train; until then it is frozen.
         contents: digests of what else a resumed run must share with the first, by what they are of.
-        tracked: the names that `losses` tracks.
+        tracked: the names that `backward` tracks.
         leftovers: files that an earlier run may have left, and a save of this one would not replace.
         smallest_step: the fewest rows that a step may have.
     """
@@ -80,8 +80,8 @@ class Objective(nn.Module):
     def prepare(self, folder: Path, **options: Any) -> None:
         """Get ready for the first step, on the device and frozen already; `options` as those of `evaluate`."""
 
-    def losses(self, step: Step) -> Iterator[Tensor]:
-        """Yield scalars whose gradients, added up over them and the processes, are those of the step's loss."""
+    def backward(self, step: Step) -> None:
+        """Add to the parameters' gradients those that, added up over the processes, are the step's loss's."""
         raise NotImplementedError
 
     def traces(self) -> dict[str, float]:

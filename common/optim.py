@@ -18,6 +18,7 @@ from common.heads import MultiTaskModel
 
 ENCODER_BASE = 0.9
 HEAD_BASES = {"topic": 1.2, "sentiment": 0.8}
+OTHER = "other"  # the group of the parameters that are in no stage
 
 
 def stage_factor(stage: int, layers: int) -> float:
@@ -157,7 +158,7 @@ def parameter_groups(
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        name, decays = stage_of.get(id(parameter), "other"), parameter.dim() > 1
+        name, decays = stage_of.get(id(parameter), OTHER), parameter.dim() > 1
         rate = (rates or {}).get(name, learning_rate)
         settings = {"lr": rate, "peak": rate, "weight_decay": weight_decay if decays else 0.0}
         group = groups.setdefault((name, decays), {"name": name, "params": [], **settings})

@@ -30,7 +30,7 @@ class PretrainedEncoder(Encoder):
             raise UserError(f"a {kind} model has a decoder too; choose an encoder")
         if hasattr(model, "pooler"):
             model.pooler = None  # our pooling stands in its place
-        self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
+        self.model, self.config, self.tokenizer, self.pooling = model, model.config, tokenizer, pooling
         self.dim = model.config.hidden_size
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
         offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)

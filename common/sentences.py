@@ -6,14 +6,14 @@ whole step, take the gradient of its loss by the embeddings, then run each batch
 the token budget need not be run again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import START, weights_digest
+from common.checkpoint import START, model_digest
 from common.config import SIMILARITY_WEIGHT
 from common.data import SentenceDataset, digest
 from common.devices import processes, sum_over_processes
@@ -57,7 +57,7 @@ class SentenceObjective(Objective):
         self.encoder, self.data, self.dev = encoder, data, dev
         self.rates, self.thaw, self.evaluates = {}, {}, dev is not None
         dev_digest = digest(dev.rows, dev.scores) if dev else None
-        self.contents = {"the dev rows": dev_digest, START: weights_digest(encoder)}
+        self.contents = {"the dev rows": dev_digest, START: model_digest(encoder)}
 
     def named_stages(self) -> dict[str, nn.Module]:
         return self.encoder.named_stages()
@@ -75,8 +75,8 @@ class SentenceObjective(Objective):
         """The losses of a step's (rows, columns, dim) embeddings, by name; their means are added up."""
         raise NotImplementedError
 
-    def losses(self, step: Step) -> Iterator[Tensor]:
-        """The step's loss, then for each batch its embeddings times the loss's gradient by them."""
+    def backward(self, step: Step) -> None:
+        """The gradient of the step's loss by its embeddings, then from these on, batch by batch."""
         numbers = range(len(step.batches))
         with torch.set_grad_enabled(step.fits):
             parts = [step.forward(number) for number in numbers]
@@ -90,11 +90,11 @@ class SentenceObjective(Objective):
         step.track("loss", total.detach() * share)
         for name in self.tracked:
             step.track(name, losses[name].total.detach() * share, losses[name].count * share)
-        yield total * share
+        (total * share).backward()
         gradient = embeddings.grad / share
         for number in numbers:
             again = parts[number] if step.fits else step.forward(number)
-            yield (again * gradient[places.of_batch[number]]).sum()
+            again.backward(gradient[places.of_batch[number]])
 
     def evaluate(self, **options: Any) -> Metrics:
         """Give Spearman's correlation of the dev pairs' similarities and scores."""
@@ -183,7 +183,8 @@ class DistillationObjective(SentenceObjective):
         self._teachers, self._kept = list(teachers), kept  # in a list: their parameters are not the objective's
         self.projection = nn.Parameter(torch.zeros(self.target_width, encoder.dim))
         self.contents |= {
-            "the teachers": [f"{weights_digest(teacher)} {teacher.pooling}" for teacher in teachers],
+            "the teachers": [model_digest(teacher) for teacher in teachers],
+            "the training texts": digest(data.rows),  # a teacher may tell apart what the student's tokens do not
             "the weight of the similarities": similarity_weight,
         }
 

@@ -13,18 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.checkpoint import weights_digest
+from common.checkpoint import model_digest
 from common.data import digest
 from common.devices import resolve_precision
 from common.embedding import Encoder
 from common.errors import UserError
 from common.files import atomic_file
 
+LEAST_DEVIATION = 1e-3  # texts that are all alike have none
 KEPT = "teachers"  # the folder beside a training's, in which all trainings beside each other keep and find them
 
 
 class KeptEmbeddings:
-    """An encoder's embeddings of some texts, in a file named after its weights, how it embeds, and the texts.
+    """An encoder's embeddings of some texts, in a file named after the encoder, how it computes, and the texts.
 
     The file is a `.npy` of (texts, dim + 1) float16: an embedding, and 1 once it is there. Processes on one machine
     may share it.
@@ -40,8 +41,7 @@ class KeptEmbeddings:
     def __init__(self, encoder: Encoder, texts: Sequence[str], folder: Path, **options: Any) -> None:
         self.encoder, self.texts, self.options = encoder, texts, options
         precision = resolve_precision(options.get("precision", "auto"), encoder.device)
-        how = encoder.pooling, encoder.tokenizer.max_length, precision
-        named = digest(weights_digest(encoder), how, texts)
+        named = digest(model_digest(encoder), precision, texts)
         self.path = Path(folder) / f"{named[:16]}.npy"
         if not self.path.is_file():
             with atomic_file(self.path) as temporary:  # holes: it takes room only as rows are written
@@ -51,9 +51,9 @@ class KeptEmbeddings:
     def __getitem__(self, index: Sequence[int]) -> np.ndarray:
         """The (rows, dim) float32 embeddings of the texts of these numbers."""
         index = np.asarray(index, dtype=int)
-        missing = np.unique(index[self._stored[index, -1] == 0])
-        if len(missing):
+        while len(missing := np.unique(index[self._stored[index, -1] == 0])):
             self._keep(missing, self.encoder.encode([self.texts[i] for i in missing], **self.options))
+            self._stored = np.load(self.path, mmap_mode="r")  # another training may have put a file of its own there
         return self._stored[index, :-1].astype(np.float32)
 
     def _keep(self, index: np.ndarray, embeddings: np.ndarray) -> None:
@@ -82,7 +82,7 @@ class JoinedTeachers:
 
     def __init__(self, kept: Sequence[KeptEmbeddings], sample: Sequence[int]) -> None:
         self.kept = kept
-        self.weights = torch.tensor([cosine_deviation(one[sample]) ** -0.5 for one in kept])
+        self.weights = torch.tensor([max(cosine_deviation(one[sample]), LEAST_DEVIATION) ** -0.5 for one in kept])
 
     def __getitem__(self, index: Sequence[int]) -> Tensor:
         """The (rows, joined dim) embeddings of the texts of these numbers, unit rows."""

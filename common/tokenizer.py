@@ -1,9 +1,11 @@
 """Text to token ids: BERT's uncased WordPiece with its vocabulary bundled, or any other tokenizer by name."""
 
+import json
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +56,13 @@ class SentenceTokenizer:
     @property
     def pad_id(self) -> int:
         return self.backend.pad_token_id if self.backend.pad_token_id is not None else 0
+
+    def description(self) -> list[Any]:
+        """What decides which ids a text has; JSON holds it."""
+        backend = getattr(self.backend, "backend_tokenizer", None)
+        rules = json.loads(backend.to_str()) if backend else self.backend.get_vocab()
+        changing = ("truncation", "padding")  # as the last call left them
+        return [self.max_length, {name: rule for name, rule in rules.items() if name not in changing}]
 
     def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
         """Token ids of each sentence, special tokens included, at most `max_length` of them and at least one.

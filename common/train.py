@@ -43,7 +43,7 @@ from common.devices import (
     without_gradients,
 )
 from common.errors import Interrupted, ProcessLost, UserError
-from common.files import make_folder
+from common.files import make_folder, remove_unfinished
 from common.freezing import freeze, is_frozen, restored_afterwards
 from common.objective import Batch, Metrics, Objective, Step
 from common.optim import build_optimizer, schedule_factor
@@ -114,21 +114,23 @@ class Trainer:
             progress, saved_at = self.progress, time.monotonic()
             begun = saved_at - progress.seconds
             with progress_bar(self.total_steps, " steps", "training", progress.step) as bar:
-                for batches in self._share_of_each_step():
+                if self._evaluation_is_due():  # a process was lost in it
+                    self._evaluate(bar)
+                for batches in () if progress.stopped_early else self._share_of_each_step():
                     freeze(self.stages, self.frozen | self._not_thawed())
                     loss, stop = self._backward(batches, stops)
                     self._update(loss)
                     progress.seconds = time.monotonic() - begun
                     bar.update()
                     bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-                    done = progress.step == self.total_steps
-                    if (done or progress.step % self.evaluation_steps == 0) and self._evaluate(bar):
+                    if self._evaluation_is_due() and self._evaluate(bar):
                         saved_at = -math.inf  # a new best model on disk needs a checkpoint that knows of it
-                    if done or progress.stopped_early:
-                        break
-                    if stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    done = progress.step == self.total_steps or progress.stopped_early
+                    if done or stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                         self._checkpoint()
                         saved_at = time.monotonic()
+                    if done:
+                        break
                     if stop:
                         wait_for_all()
                         raise Interrupted(f"stopped after step {progress.step} of {self.total_steps}")
@@ -158,7 +160,10 @@ class Trainer:
         saved = read_progress(self.output) if resume else None
         if saved:
             refuse_other_run(self.output, saved["run"], self.progress.run)
+        self.has_checkpoint = bool(saved)  # of its own: there may be another run's
         make_folder(self.output)
+        if processes().is_main_process:
+            remove_unfinished(self.output)
         self.objective.to(self.device)
         self.stages = self.objective.named_stages()
         self.frozen = {name for name, stage in self.stages.items() if is_frozen(stage)}
@@ -202,9 +207,7 @@ class Trainer:
         batches = [{k: v.to(self.device) for k, v in batch.items()} for batch in batches]
         step = Step(batches, self._forward, self.config.batch_tokens)
         with weights_cast_once(self.device):
-            for part in self.objective.losses(step):
-                if part.requires_grad:  # there may be labels for frozen heads alone
-                    part.backward()
+            self.objective.backward(step)
         self._sum_gradients()
         names = ("loss", *self.objective.tracked)
         shared = torch.tensor([[len(stops), 0], *(step.sums[name] for name in names)], device=self.device)
@@ -245,12 +248,17 @@ class Trainer:
         self.optimizer.zero_grad()
         self.progress.step += 1
 
+    def _evaluation_is_due(self) -> bool:
+        """Whether this is a step to evaluate after, and that is not done."""
+        step, history = self.progress.step, self.progress.history
+        due = step == self.total_steps or (step > 0 and step % self.evaluation_steps == 0)
+        return due and not (history and history[-1]["step"] == step)
+
     def _evaluate(self, bar: tqdm) -> bool:
         """Add a row to the history; with a dev set, evaluate on it, and keep the model if it is the best: True then."""
         progress, best = self.progress, False
         row: dict[str, Any] = {"step": progress.step}
         row |= {f"train {name}": total / count for name, (total, count) in progress.sums.items() if count}
-        progress.sums = {}
         if self.objective.evaluates:
             metrics = self.objective.evaluate(**self.options)
             row |= {f"dev {name}": value for name, value in metrics.items()}
@@ -262,6 +270,7 @@ class Trainer:
             else:
                 progress.evaluations_since_best += 1
             progress.stopped_early = progress.evaluations_since_best >= (self.config.patience or math.inf)
+        progress.sums = {}
         progress.history.append(row)
         if processes().is_main_process:
             bar.write(self.objective.describe(row))
@@ -272,9 +281,11 @@ class Trainer:
         if processes().is_main_process:
             self.objective.save(self.output)
             if self.progress.replaces_run:
-                remove_leftovers(self.output, self.objective.leftovers)
+                stale = () if self.has_checkpoint else (CHECKPOINT,)
+                remove_leftovers(self.output, (*self.objective.leftovers, *stale))
 
     def _checkpoint(self) -> None:
+        self.has_checkpoint = True
         if processes().is_main_process:
             save_checkpoint(self.output, self.objective, self.optimizer, asdict(self.progress))
 

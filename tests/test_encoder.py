@@ -267,6 +267,13 @@ def test_without_dropout_training_mode_computes_what_evaluation_mode_does(tiny_e
         assert torch.equal(tiny_encoder.train()(*batch), tiny_encoder.eval()(*batch))
 
 
+def test_dropout_taken_away_comes_back_in_every_part(tiny_encoder):
+    tiny_encoder.set_dropout(0)
+    tiny_encoder.set_dropout(0.3)
+    layer = tiny_encoder.layers[0]
+    assert layer.attention_dropout == layer.dropout.p == tiny_encoder.embeddings.dropout.p == 0.3
+
+
 def test_a_share_dropped_while_training_is_not_saved(tiny_encoder, tmp_path):
     tiny_encoder.set_dropout(0.5)
     tiny_encoder.save_pretrained(tmp_path)

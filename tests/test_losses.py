@@ -198,10 +198,13 @@ def test_balanced_class_weights_average_to_one_over_the_labelled_rows(uneven):
     assert sum(weights[i].item() for i in uneven.classes["t"] if i != NONE) / 5 == pytest.approx(1)
 
 
-def test_a_class_that_no_row_has_gets_a_finite_weight(tokenizer):
-    rows = LabelledRows(["text"] * 2, {"t": ["x", "y"]}, ["f, line 2", "f, line 3"])
-    data = MultiTaskDataset(rows, {"t": ["x", "y", "z"]}, tokenizer)
-    assert balanced_class_weights(data)["t"].isfinite().all()
+def test_a_class_that_no_row_has_leaves_the_others_weights_alone(tokenizer):
+    rows = LabelledRows(["text"] * 3, {"t": ["x", "y", "y"]}, ["f, line 2", "f, line 3", "f, line 4"])
+    data = MultiTaskDataset(rows, {"t": ["w", "x", "y", "z"]}, tokenizer)
+    weights = balanced_class_weights(data)["t"]
+    assert weights.isfinite().all()
+    expected = compute_class_weight("balanced", classes=np.array(["x", "y"]), y=["x", "y", "y"])
+    np.testing.assert_allclose(weights[1:3].numpy(), expected, rtol=1e-6)
 
 
 def test_task_weights_are_shared_out():
@@ -211,7 +214,7 @@ def test_task_weights_are_shared_out():
 
 
 WEIGHT_MISTAKES = [
-    ({"z": 0.5}, r'no task "z" \(there are: a, b\)'),
+    ({"z": 0.5}, r'no task "z" learns \(these do: a, b\)'),
     ({"a": 0.0}, "must be above 0"),
     ({"a": -1.0}, "must be above 0"),
     ({"a": float("nan")}, "must be above 0"),

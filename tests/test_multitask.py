@@ -9,6 +9,7 @@ import common.metrics
 import common.states
 from common.checkpoint import CHECKPOINT
 from common.config import MultiTaskConfig, TrainingConfig, task_weight, unfreezing
+from common.data import UNLABELLED
 from common.errors import Interrupted, UserError
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights
@@ -49,8 +50,8 @@ def test_fifty_steps_have_the_same_losses_under_any_token_budget(still, tmp_path
             CONFIG, batch_tokens=budget, batch_size=8, max_steps=50, evaluate_every=1, learning_rate=1e-3
         )
         trainer, batches = trainer_for(model, tmp_path / str(budget), config, GAPS), []
-        losses = trainer.objective.losses
-        trainer.objective.losses = lambda step, f=losses, b=batches: b.append(len(step.batches)) or f(step)
+        backward = trainer.objective.backward
+        trainer.objective.backward = lambda step, f=backward, b=batches: b.append(len(step.batches)) or f(step)
         histories.append(trainer.train().history)
         assert set(batches) == {1} if budget == 8192 else min(batches) > 3
     for small, large in zip(*histories, strict=True):
@@ -75,6 +76,20 @@ def test_learned_task_weights_follow_the_formula_whatever_the_batches(still, tmp
     assert row["train loss"] == pytest.approx(loss.item(), abs=1e-6)
     name = "encoder.layers.0.feed_forward.weight"
     torch.testing.assert_close(gradients[name], dict(reference.named_parameters())[name].grad, atol=1e-6, rtol=1e-4)
+
+
+def test_learned_task_weights_move_whatever_the_rate_of_the_weights(still, tmp_path):
+    config = dataclasses.replace(CONFIG, balance="uncertainty", learning_rate=1e-6, epochs=10)
+    history = trainer_for(still, tmp_path, config, GAPS).train().history
+    # At a standstill, where the loss stays at about log 2, the weight goes from 1 to 1 / (2 log 2) = 0.72.
+    assert history[0]["train topic weight"] > 0.97
+    assert history[-1]["train topic weight"] < 0.95
+    assert "weight 0.9" in trainer_for(still, tmp_path, config).objective.describe(history[-1])
+
+
+def test_a_task_without_labels_takes_no_share_of_the_loss(still, tmp_path):
+    row, _ = one_step(still, tmp_path, {"topic": [UNLABELLED] * len(TEXTS), "sentiment": GAPS["sentiment"]})
+    assert row["train loss"] == pytest.approx(row["train sentiment loss"])
 
 
 def test_task_weights_weigh_the_tasks(still, tmp_path):

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import AlbertConfig, AlbertModel, AutoModel, BartConfig, BartModel, T5Config, T5Model
 
 from common.errors import UserError
+from common.heads import MultiTaskModel
 from common.load import load_encoder
 from common.pretrained import PretrainedEncoder
 from tests.conftest import TINY, tiny_transformer
@@ -135,6 +136,17 @@ def test_a_dropout_of_zero_drops_nothing_in_training_mode(encoder, batch):
     expected = encoder(*batch)
     encoder.set_dropout(0)
     assert torch.equal(encoder.train()(*batch), expected)
+
+
+def test_dropout_taken_away_comes_back(encoder, batch):
+    encoder.set_dropout(0)
+    encoder.set_dropout(0.5)
+    assert not torch.equal(encoder.train()(*batch), encoder(*batch))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+def test_heads_have_as_many_attention_heads_as_the_encoder(kind, build):
+    assert MultiTaskModel(build(kind), {"mood": ["bad", "good"]}).attention_heads == TINY["num_attention_heads"]
 
 
 def test_a_stack_of_one_shared_layer_is_one_stage(tokenizer, batch):

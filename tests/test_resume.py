@@ -17,7 +17,7 @@ import common.train
 from common.checkpoint import CHECKPOINT, refuse_existing, restore_checkpoint, save_checkpoint
 from common.config import TrainingConfig
 from common.encoder import EncoderConfig, SentenceEncoder
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted, ProcessLost, UserError
 from common.optim import build_optimizer
 from common.pretrained import PretrainedEncoder
 from common.tokenizer import SentenceTokenizer
@@ -124,10 +124,19 @@ def test_resuming_on_other_data_is_refused(tiny_encoder, tmp_path):
         trainer_for(tiny_encoder, tmp_path, rows=[*ROWS[1:], ROWS[0]]).train(resume=True)
 
 
-def test_resuming_from_another_start_is_refused(tiny_encoder, tmp_path):
+ANOTHER_START = {
+    "weights": lambda encoder: encoder.layers[0].feed_forward.bias.data.add_(1),
+    "configuration": lambda encoder: setattr(encoder, "config", dataclasses.replace(encoder.config, hidden_act="relu")),
+    "pooling": lambda encoder: setattr(encoder, "pooling", "cls"),
+    "length": lambda encoder: encoder.cut_at(40),
+}
+
+
+@pytest.mark.parametrize("change", ANOTHER_START)
+def test_resuming_from_another_start_is_refused(change, tiny_encoder, tmp_path):
     stopped(tiny_encoder, tmp_path)
-    tiny_encoder.layers[0].feed_forward.bias.data += 1
-    with pytest.raises(UserError, match="the starting weights changed since the unfinished run"):
+    ANOTHER_START[change](tiny_encoder)
+    with pytest.raises(UserError, match="the starting model changed since the unfinished run"):
         trainer_for(tiny_encoder, tmp_path).train(resume=True)
 
 
@@ -214,8 +223,58 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(t
     assert all(torch.isfinite(tensor).all() for tensor in weights(resumed).values())
 
 
-@pytest.mark.parametrize(("scores", "checkpoints"), [(None, 0), ([0.5, 0.4, 0.3, 0.6], 2)])
-def test_a_checkpoint_is_written_for_a_new_best_model_and_not_at_each_evaluation(
+@pytest.mark.parametrize("evaluated", [0, 1, 2])
+def test_an_evaluation_in_which_a_process_was_lost_is_made_up_for(evaluated, tiny_encoder, tmp_path):
+    scores = [0.1, 0.2, 0.3]  # after each of three epochs
+
+    def until_lost():
+        yield from scores[:evaluated]
+        raise ProcessLost
+
+    whole = trainer_for(tiny_encoder, tmp_path / "whole", scores=scores)
+    whole.train()
+    with pytest.raises(ProcessLost):
+        trainer_for(tiny_encoder, tmp_path / "run", scores=until_lost()).train()
+    resumed = trainer_for(tiny_encoder, tmp_path / "run", scores=scores[evaluated:])
+    resumed.train(resume=True)
+    assert resumed.progress.history == whole.progress.history
+    assert resumed.progress.best == whole.progress.best
+    assert equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("scores", [None, [0.1, 0.2, 0.3]])
+def test_a_run_stopped_after_its_last_step_goes_on_to_its_end(scores, tiny_encoder, tmp_path):
+    trained = trainer_for(tiny_encoder, tmp_path, scores=scores)
+    trained.train()  # and no `finish`
+    again = trainer_for(tiny_encoder, tmp_path, scores=scores)
+    again.train(resume=True)
+    assert again.progress.history == trained.progress.history
+    assert equal(weights(again), weights(trained))
+
+
+def test_an_overwriting_runs_first_model_ends_the_old_unfinished_run(tiny_encoder, tmp_path, monkeypatch):
+    def crash(*_):
+        raise MemoryError
+
+    stopped(tiny_encoder, tmp_path)
+    monkeypatch.setattr(common.train, "save_checkpoint", crash)
+    with pytest.raises(MemoryError):
+        trainer_for(tiny_encoder, tmp_path, scores=[0.1] * 3).train(overwrite=True)
+    assert (tmp_path / "config.json").exists()
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_what_a_killed_save_left_is_taken_away(tiny_encoder, tmp_path):
+    stopped(tiny_encoder, tmp_path)
+    (tmp_path / ".checkpoint.safetensors.123.partial").touch()
+    (tmp_path / ".partial-abc").mkdir()
+    (tmp_path / ".partial-abc" / "model.safetensors").touch()
+    trainer_for(tiny_encoder, tmp_path).train(resume=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("scores", "checkpoints"), [(None, 1), ([0.5, 0.4, 0.3, 0.6], 3)])
+def test_a_checkpoint_is_written_for_a_new_best_model_and_at_the_end(
     scores, checkpoints, tiny_encoder, tmp_path, monkeypatch
 ):
     written = []

@@ -46,6 +46,15 @@ def embedded(encoder, texts):
     return encoder(*encoder.tokenizer.pad(encoder.tokenizer(texts)))
 
 
+def test_texts_that_the_student_cannot_tell_apart_are_other_texts(encoder, teacher, tmp_path):
+    datas = [
+        SentenceDataset([(text,) for text in texts], encoder.tokenizer) for texts in (TEXTS, map(str.upper, TEXTS))
+    ]
+    plain, shouted = (DistillationObjective(encoder, data, [teacher], tmp_path) for data in datas)
+    assert plain.data.digest() == shouted.data.digest()
+    assert plain.contents != shouted.contents
+
+
 def first_step(objective, tmp_path, config=CONFIG):
     """The loss of a training's first step, and the gradient of every parameter."""
     trainer, found = Trainer(objective, dataclasses.replace(config, max_steps=1), tmp_path), {}

@@ -174,6 +174,7 @@ MISTAKES = {
         "--dev none stands alone: name the files to train on before it",
     ),
     "no model": (["predict", "x", "--model", "./none"], "no such model folder"),
+    "not UTF-8": (["predict", "a tea", "caf\udce9", "--model", "{model}"], "text 2 is not UTF-8"),
     "texts and input": (["predict", "x", "--input", "{data}"], "not both"),
     "no input file": (["predict", "--input", "none.txt"], "no such file"),
     "evaluate unknown label": (

@@ -375,7 +375,13 @@ def test_linear_heads_on_a_frozen_encoder_are_fitted_at_once(labelled, tiny_fold
         task2.main([*more[:-1], more[-1], "--overwrite", "--head", "attention"])
 
 
-@pytest.mark.parametrize("option", [["--balance", "uncertainty"], ["--keep-similarity", "1"], ["--rates", "layerwise"]])
+LOOP = [
+    *(["--balance", "uncertainty"], ["--keep-similarity", "1"], ["--rates", "layerwise"], ["--learning-rate", "1e-3"]),
+    *(["--epochs", "3"], ["--max-steps", "3"], ["--dropout", "0.2"], ["--warmup", "0"], ["--batch-size", "8"]),
+]
+
+
+@pytest.mark.parametrize("option", LOOP)
 def test_what_plays_no_part_in_an_exact_fit_is_refused(option, labelled, tiny_folder, tmp_path):
     arguments = ["train", str(labelled), "--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
     with pytest.raises(UserError, match="plays no part where linear heads are fitted at once"):

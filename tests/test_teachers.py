@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import BertTokenizer
 
 import task1
 from benchmarks.ship import embed
 from common.encoder import EncoderConfig, SentenceEncoder
 from common.errors import UserError
 from common.teachers import KEPT, JoinedTeachers, KeptEmbeddings
+from common.tokenizer import VOCABULARY, SentenceTokenizer
 from tests.conftest import TINY
 
 TEXTS = [f"a text about {word}" for word in ("apples", "rivers", "engines", "music", "law")]
@@ -47,7 +49,7 @@ def test_no_text_is_embedded_twice(teachers, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first, again[1:3])
 
 
-@pytest.mark.parametrize("change", ["weights", "pooling", "texts", "length", "precision"])
+@pytest.mark.parametrize("change", ["weights", "pooling", "texts", "length", "precision", "tokenizer"])
 def test_another_teacher_or_text_or_way_to_embed_is_kept_apart(change, teachers, tmp_path):
     encoder, texts, options = teachers[0], TEXTS, {"precision": "fp32"}
     KeptEmbeddings(encoder, texts, tmp_path, **options)
@@ -57,12 +59,28 @@ def test_another_teacher_or_text_or_way_to_embed_is_kept_apart(change, teachers,
         encoder.pooling = "cls"
     elif change == "length":
         encoder.cut_at(5)
+    elif change == "tokenizer":
+        cased = BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False)
+        encoder.tokenizer = SentenceTokenizer(cased, encoder.tokenizer.max_length)
     elif change == "texts":
         texts = [*TEXTS[1:], "another"]
     else:
         options = {"precision": "bf16"}
     KeptEmbeddings(encoder, texts, tmp_path, **options)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_trainings_begun_together_read_what_either_wrote(teachers, tmp_path):
+    first = KeptEmbeddings(teachers[0], TEXTS, tmp_path)
+    first.path.unlink()
+    KeptEmbeddings(teachers[0], TEXTS, tmp_path)  # puts its own file in the place of the first's
+    np.testing.assert_allclose(first[EVERY], teachers[0].encode(TEXTS), atol=ROUNDING)
+
+
+def test_teachers_of_equal_texts_are_joined(teachers, tmp_path):
+    kept = [KeptEmbeddings(teacher, ["the same text"] * 3, tmp_path) for teacher in teachers]
+    joined = JoinedTeachers(kept, range(3))[[0, 1, 2]]
+    torch.testing.assert_close(joined.norm(dim=1), torch.ones(3))
 
 
 def test_a_file_that_nothing_was_written_to_takes_no_room(teachers, tmp_path):

@@ -229,8 +229,8 @@ def test_no_step_is_left_a_single_row(rows, tiny_encoder, tmp_path, recwarn):
     sizes = []
     config = dataclasses.replace(CONFIG, batch_size=4, epochs=1)
     trainer = trainer_for(tiny_encoder, tmp_path, config, rows=ROWS[:rows])
-    losses = trainer.objective.losses
-    trainer.objective.losses = lambda step: sizes.append(sum(len(b["place"]) for b in step.batches)) or losses(step)
+    backward = trainer.objective.backward
+    trainer.objective.backward = lambda step: sizes.append(sum(len(b["place"]) for b in step.batches)) or backward(step)
     trainer.train()
     assert min(sizes) > 1 and sum(sizes) == rows
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
