@@ -7,7 +7,6 @@ the shipped encoder; then topic is added, on the other third. In the second phas
 not, and some stages are frozen. Tests are a fixed random 2,000 rows of each task, and all of stsb_test.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from accelerate.utils import set_seed
 
 from benchmarks.freezing import SEEDS, SIZES, learn, measure, test_rows, training_rows
 from benchmarks.multitask import part_of
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.cli import ROOT
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
@@ -72,8 +71,7 @@ def result_path(scenario: str, size: int, seed: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("sizes", nargs="+", type=int, choices=SIZES, metavar="size")
     arguments = parser.parse_args()
     for size in arguments.sizes:

@@ -8,7 +8,6 @@ one's, the update and the data between them included; the first steps warm up an
 rounds are quoted. Let nothing else run meanwhile.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ import psutil
 from accelerate.utils import set_seed
 
 from benchmarks.freezing import SCENARIOS, training_rows
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.config import MultiTaskConfig
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
@@ -95,8 +94,7 @@ def measure(data: Path, scenario: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("--one", choices=MEASURED, help="measure this scenario once, and print JSON")
     arguments = parser.parse_args()
     if arguments.one:

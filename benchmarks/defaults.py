@@ -7,7 +7,6 @@ label among them; all where there are fewer), from the shipped encoder, seed 0, 
 alone, but for one choice. The best model by 300 dev rows of a task is measured on them and on 1,000 test rows.
 """
 
-import argparse
 import csv
 import random
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import task2
 from benchmarks.multitask import DEV_ROWS, part_of
-from benchmarks.record import RESULTS, record, trained
+from benchmarks.record import RESULTS, command_line, record, trained
 from common.cli import ROOT
 
 RUNS = ROOT / "runs" / "defaults"
@@ -68,8 +67,7 @@ def result_path(task: str, rows: int, choice: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES), metavar="choice")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="task")

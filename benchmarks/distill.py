@@ -10,18 +10,17 @@ Before the training loop was changed, a step was 2,048 tokens, which 80 of these
 in the place of one of 4,096. A start from random layers with the teacher's token embeddings is no longer there.
 """
 
-import argparse
 from pathlib import Path
 
 from accelerate.utils import set_seed
 
 import task1
-from benchmarks.record import RESULTS, record, trained
+from benchmarks.record import RESULTS, command_line, record, trained
 from benchmarks.sts import corpus_part, minilm_folder
 from benchmarks.widening import PROBE_SENTENCES, head_importance, most_important_heads, widen, widened_teacher
 from common.cli import ROOT
 from common.encoder import EncoderConfig, SentenceEncoder
-from common.metrics import pair_similarities, spearman
+from common.metrics import correlation
 from common.rows import read_scored_pairs
 
 RUNS = ROOT / "runs" / "distill"
@@ -88,15 +87,11 @@ def measure_starts(data: Path) -> dict[str, float]:
         "8 heads and sinusoids": widen(teacher, kept, "sinusoidal", 0),
         "8 heads, sinusoids and noise: the start": widen(teacher, kept),
     }
-    left, right = zip(*pairs.rows, strict=True)
-    return {
-        name: spearman(pair_similarities(encoder.eval(), left, right), pairs.scores) for name, encoder in starts.items()
-    }
+    return {name: correlation(encoder.eval(), pairs) for name, encoder in starts.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("variants", nargs="+", choices=[*VARIANTS, "starts"], metavar="variant")
     arguments = parser.parse_args()
     for variant in arguments.variants:

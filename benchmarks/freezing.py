@@ -12,7 +12,6 @@ forgotten. All is trained with the defaults of `task2.py train` and balanced cla
     code    far from it: four lines of the Python standard library, and which of five packages they are from
 """
 
-import argparse
 import gzip
 import random
 import sysconfig
@@ -26,11 +25,11 @@ from accelerate.utils import set_seed
 
 from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import TASKS, TEST_ROWS, part_of
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.config import MultiTaskConfig
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
-from common.metrics import evaluate_tasks, pair_similarities, spearman
+from common.metrics import correlation, evaluate_tasks
 from common.multitask import MultiTaskTrainer
 from common.rows import LabelledRows, read_labelled_rows, read_scored_pairs, training_tasks
 
@@ -109,8 +108,7 @@ def measure(model: MultiTaskModel, data: Path, target: str) -> dict[str, float]:
 
 
 def similarity(encoder: SentenceEncoder, data: Path) -> float:
-    pairs = read_scored_pairs(data / "sts" / "stsb_test.csv")
-    return spearman(pair_similarities(encoder, *zip(*pairs.rows, strict=True)), pairs.scores)
+    return correlation(encoder, read_scored_pairs(data / "sts" / "stsb_test.csv"))
 
 
 def run_scenario(data: Path, target: str, scenario: str, size: int, seed: int) -> dict[str, object]:
@@ -121,8 +119,7 @@ def run_scenario(data: Path, target: str, scenario: str, size: int, seed: int) -
     if scenario == OUTSIDE:
         asked, reached = test_rows(data, target), {}
         for task in TARGETS[target]:
-            learned, tested = (labelled_for(part, task) for part in (rows, asked))
-            reached[task] = linear_classifier(EmbeddingFeatures(encoder), learned, tested, task)[MEASURES[task]]
+            reached[task] = linear_classifier(EmbeddingFeatures(encoder), rows, asked, task)[MEASURES[task]]
         return {"reached": {**reached, "stsb_test": similarity(encoder, data)}}
     model = MultiTaskModel(encoder, training_tasks(rows))
     words, training = SCENARIOS[scenario], {}
@@ -131,13 +128,6 @@ def run_scenario(data: Path, target: str, scenario: str, size: int, seed: int) -
             config = learn(model, rows, words, seed, folder)
         training = {"steps": config.total_steps(len(rows.texts)), "learning_rate": config.learning_rate}
     return {**training, "reached": measure(model, data, target)}
-
-
-def labelled_for(rows: LabelledRows, task: str) -> LabelledRows:
-    """The rows that have a label for a task."""
-    kept = [(text, label) for text, label in zip(rows.texts, rows.labels[task], strict=True) if label is not None]
-    texts, labels = zip(*kept, strict=True)
-    return LabelledRows(list(texts), {task: list(labels)}, rows.places[: len(texts)])
 
 
 def nearness(data: Path) -> dict[str, float]:
@@ -163,8 +153,7 @@ def result_path(target: str, scenario: str, size: int, seed: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("target", choices=[*TARGETS, "nearness"])
     parser.add_argument("sizes", nargs="*", type=int, metavar="size", help=", ".join(map(str, SIZES)))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))

@@ -8,7 +8,6 @@ with the defaults of `task2.py train` and seed 0: a tenth of the rows, the same 
 best model by, and with new rows alone these are all of the new label, as they would be for a user. 2,000 test rows.
 """
 
-import argparse
 import copy
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from accelerate.utils import set_seed
 
 from benchmarks.multitask import TEST_ROWS, part_of
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.config import MultiTaskConfig
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
@@ -95,8 +94,7 @@ def measure(data: Path, new: str, at_once: MultiTaskModel) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     arguments = parser.parse_args()
     missing = [new for new in LABELS if not result_path(new).is_file()]
     if missing:

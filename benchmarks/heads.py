@@ -14,9 +14,7 @@ encoder; three seeds, each with another sample of the rows. Measured on 2,000 te
 Classes are balanced in all of them, and nothing is chosen by dev rows: there are none.
 """
 
-import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from torch import nn
 from benchmarks.freezing import test_rows, training_rows
 from benchmarks.linear import EmbeddingFeatures, linear_classifier
 from benchmarks.multitask import TASKS
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.config import InferenceConfig, MultiTaskConfig
 from common.data import MultiTaskDataset
 from common.devices import place
@@ -37,7 +35,7 @@ from common.heads import AttentionPooling, MultiTaskModel
 from common.metrics import evaluate_tasks
 from common.multitask import MultiTaskObjective
 from common.rows import LabelledRows, training_tasks
-from common.states import FrozenEncoderDataset
+from common.states import with_states
 from common.train import Trainer
 
 SEEDS = 3
@@ -98,14 +96,12 @@ class Comparison:
     def _dataset(self, rows: LabelledRows) -> MultiTaskDataset:
         return MultiTaskDataset(rows, self.tasks, self.encoder.tokenizer)
 
-    def _with_states(self, rows: LabelledRows) -> FrozenEncoderDataset:
+    def _with_states(self, rows: LabelledRows) -> MultiTaskDataset:
         data = self._dataset(rows)
         store = np.empty((sum(data.lengths), self.encoder.dim), dtype=np.float32)
-        return FrozenEncoderDataset(data, self.encoder, store, self.options)
+        return with_states(data, self.encoder, store, **self.options)
 
-    def _trained(
-        self, data: FrozenEncoderDataset, kind: Callable[[int, int], AttentionPooling], seed: int
-    ) -> MultiTaskModel:
+    def _trained(self, data: MultiTaskDataset, kind: type[AttentionPooling], seed: int) -> MultiTaskModel:
         set_seed(seed)
         model = MultiTaskModel(self.encoder, self.tasks)
         for task in self.tasks:
@@ -122,10 +118,7 @@ class Comparison:
     def _regression(self, rows: LabelledRows) -> dict[str, float]:
         features, found = EmbeddingFeatures(self.encoder), {}
         for task, measure in TASKS.items():
-            learned, asked = (
-                part.pick([i for i, label in enumerate(part.labels[task]) if label]) for part in (rows, self.test)
-            )
-            found[task] = linear_classifier(features, learned, asked, task)[measure]
+            found[task] = linear_classifier(features, rows, self.test, task)[measure]
         return found
 
 
@@ -134,8 +127,7 @@ def result_path(size: int, seed: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("sizes", nargs="+", type=int, metavar="rows")
     arguments = parser.parse_args()
     comparison = Comparison(arguments.data)

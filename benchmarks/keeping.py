@@ -13,7 +13,6 @@ no dev rows, so that each way is measured after as many steps as the others. The
     layerwise    `--rates layerwise`
 """
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,13 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from benchmarks.strategies import rows_of
 from common.comparison import GRADUAL
 from common.config import MultiTaskConfig
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
-from common.metrics import evaluate_tasks, pair_similarities, spearman
+from common.metrics import correlation, evaluate_tasks
 from common.multitask import MultiTaskObjective
 from common.objective import Step
 from common.rows import read_scored_pairs, training_tasks
@@ -72,8 +71,8 @@ def train(data: Path, way: str, seed: int) -> dict[str, Any]:
     kind = partial(HeldWeights, strength=strength) if name == "l2-sp" else MultiTaskObjective
     with tempfile.TemporaryDirectory() as folder:
         progress = Trainer(kind(model, model.dataset(rows), config), config, folder).train()
-    results, pairs = evaluate_tasks(model, model.dataset(asked)), read_scored_pairs(data / "sts" / "stsb_test.csv")
-    kept = spearman(pair_similarities(model.encoder, *zip(*pairs.rows, strict=True)), pairs.scores)
+    results = evaluate_tasks(model, model.dataset(asked))
+    kept = correlation(model.encoder, read_scored_pairs(data / "sts" / "stsb_test.csv"))
     names = ("rows", "accuracy", "macro_recall")
     test = {task: {name: result[name] for name in names} for task, result in results.items()}
     return {"seconds": round(progress.seconds), "steps": progress.step, "test": test, "stsb_test": kept}
@@ -84,8 +83,7 @@ def result_path(way: str, seed: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("ways", nargs="+", choices=WAYS, metavar="way")
     arguments = parser.parse_args()
     for seed in range(SEEDS):

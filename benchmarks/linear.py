@@ -38,7 +38,13 @@ class EmbeddingFeatures(TransformerMixin, BaseEstimator):
 def linear_classifier(
     features: BaseEstimator, learned: LabelledRows, asked: LabelledRows, task: str
 ) -> dict[str, float]:
-    """Logistic regression with balanced classes on the features of one set of rows, measured on another."""
+    """Logistic regression with balanced classes on the features of one set of rows, measured on another.
+
+    Rows without a label for the task are left out.
+    """
+    learned, asked = (
+        rows.pick([i for i, label in enumerate(rows.labels[task]) if label is not None]) for rows in (learned, asked)
+    )
     pipeline = make_pipeline(features, LogisticRegression(max_iter=2000, class_weight="balanced"))
     pipeline.fit(learned.texts, learned.labels[task])
     labels = learned.classes()[task]

@@ -7,7 +7,6 @@ seconds (on Linux, which counts memory in kB). A text is one word: longer ones n
 never above its budget of tokens.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.cli import ROOT
 from common.tokenizer import VOCABULARY
 
@@ -55,7 +54,7 @@ def embed(count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    command_line(__doc__, data=False).parse_args()
     found = [embed(count) for count in COUNTS]
     for one in found:
         print(f"{one['texts']:>9,} texts: {one['seconds']:6.1f} s, {one['peak_megabytes']:.0f} MB at most")

@@ -10,14 +10,13 @@ training rows and are tested on all test rows: shipped-all, tfidf-all, and froze
 on the embeddings of the shipped encoder and of all-MiniLM-L6-v2, of emotion and question too).
 """
 
-import argparse
 import csv
 import random
 from pathlib import Path
 
 import task2
 from benchmarks.linear import EmbeddingFeatures, linear_classifier, word_features
-from benchmarks.record import RESULTS, record, trained
+from benchmarks.record import RESULTS, command_line, record, trained
 from benchmarks.sts import minilm_folder
 from common.cli import ROOT
 from common.encoder import SHIPPED, SentenceEncoder
@@ -113,8 +112,7 @@ def classify(data: Path, system: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("systems", nargs="+", choices=list(WORDS), metavar="system")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of the first systems (default: 3)")
     arguments = parser.parse_args()

@@ -3,17 +3,16 @@
 python -m benchmarks.rates    train, measure, record
 """
 
-import argparse
 import csv
 
 import task4
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 
 PATH = RESULTS / "rates.json"
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    command_line(__doc__, data=False).parse_args()
     task4.main([])
     with (task4.RUN / "comparison.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

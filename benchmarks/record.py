@@ -1,4 +1,4 @@
-"""What the programs share: a training that goes on where it was stopped, a result with all that is needed to repeat it.
+"""What the programs share: the command line, a training that goes on, a result with all that is needed to repeat it.
 
 Every recorded result carries the command, the date, the machine and the versions it ran with.
 """
@@ -6,6 +6,7 @@ Every recorded result carries the command, the date, the machine and the version
 import json
 import platform
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +21,14 @@ from common.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+
+
+def command_line(description: str, data: bool = True) -> ArgumentParser:
+    """The command line of a program, described by its docstring; `data` is the folder of the data sets."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    if data:
+        parser.add_argument("data", type=Path)
+    return parser
 
 
 def machine() -> dict[str, Any]:

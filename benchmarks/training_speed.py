@@ -7,18 +7,16 @@ transformers' Trainer on the same encoder with a classifier, as it comes and wit
 are at random). Medians of three rounds, beside the machine's rate of matrix multiplication.
 """
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, TrainingArguments
 from transformers import Trainer as TheirTrainer
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, command_line, record
 from benchmarks.speed import multiply_rate
 from common.config import MultiTaskConfig
 from common.data import MultiTaskDataset
@@ -82,8 +80,7 @@ def share(seconds: Sequence[float], rates: Sequence[float], operations: float) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = command_line(__doc__)
     rows = read_labelled_rows([parser.parse_args().data / "topic" / "train.csv"]).pick(range(ROWS))
     encoder = SentenceEncoder.from_pretrained()
     data = MultiTaskModel(encoder, training_tasks(rows), kind="linear").dataset(rows)

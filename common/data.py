@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from common.errors import UserError
@@ -68,11 +69,14 @@ class SentenceDataset(Dataset):
 class MultiTaskDataset(Dataset):
     """Texts as token ids, each with a class for every task or the mark of a missing label.
 
-    An item is {"index", "ids", "labels" (a class or UNLABELLED for each task, in their order), "length"}.
+    An item is {"index", "ids", "labels" (a class or UNLABELLED for each task, in their order), "length"}, and `states`
+    (length, dim) where they are given: what the encoder makes of the tokens (common/states.py).
 
     Raises:
         UserError: a label that is none of its task's (the message says where); none of the tasks has a label.
     """
+
+    states: Sequence[Tensor] | None = None
 
     def __init__(self, rows: LabelledRows, tasks: Mapping[str, Sequence[str]], tokenizer: SentenceTokenizer) -> None:
         self.tasks = {task: list(labels) for task, labels in tasks.items()}
@@ -98,7 +102,8 @@ class MultiTaskDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         labels = [classes[index] for classes in self.classes.values()]
-        return {"index": index, "ids": self.ids[index], "labels": labels, "length": self.lengths[index]}
+        states = {} if self.states is None else {"states": self.states[index]}
+        return {"index": index, "ids": self.ids[index], "labels": labels, "length": self.lengths[index], **states}
 
     def labelled(self, task: str) -> int:
         """How many rows have a label for a task."""
@@ -111,8 +116,14 @@ class MultiTaskDataset(Dataset):
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch: `input_ids` and `attention_mask` (rows, length), `labels` (rows, tasks) with UNLABELLED gaps.
 
-        `index` (rows,) says which rows of the data set these are.
+        `index` (rows,) says which rows of the data set these are; `states` (rows, length, dim), where they are given.
         """
         input_ids, attention_mask = self.tokenizer.pad([item["ids"] for item in items])
         index, labels = (torch.tensor([item[name] for item in items]) for name in ("index", "labels"))
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "index": index, "labels": labels}
+        states = {} if self.states is None else {"states": pad_states([item["states"] for item in items])}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "index": index, "labels": labels, **states}
+
+
+def pad_states(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of (length, dim) token states as one batch, (rows, longest, dim), zeros behind each row's end."""
+    return pad_sequence(list(rows), batch_first=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.batching import token_budget_batches
 from common.config import HEAD_KINDS
-from common.data import MultiTaskDataset
+from common.data import MultiTaskDataset, pad_states
 from common.devices import autocast, resolve_batch
 from common.embedding import Encoder, evaluating, pool
 from common.errors import UserError
@@ -368,11 +368,6 @@ class MultiTaskModel(nn.Module):
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None
         model.untrained = set()
         return model.eval()
-
-
-def pad_states(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of (length, dim) token states as one batch, (rows, longest, dim), zeros behind each row's end."""
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 def head_key(task: str) -> str:

@@ -18,6 +18,7 @@ from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import share_out
 from common.embedding import Encoder
 from common.heads import MultiTaskModel
+from common.rows import TrainingRows
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
@@ -61,6 +62,11 @@ def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str
     """The cosine similarity of each left sentence with its right one: (n,) float32. The processes share the work."""
     embeddings = np.asarray(share_out(partial(encoder.encode, **options), [*left, *right]))
     return (embeddings[: len(left)] * embeddings[len(left) :]).sum(axis=1)
+
+
+def correlation(encoder: Encoder, pairs: TrainingRows, **options: object) -> float:
+    """Spearman's correlation of the similarities that an encoder gives scored pairs with their scores."""
+    return spearman(pair_similarities(encoder, *zip(*pairs.rows, strict=True), **options), pairs.scores)
 
 
 def classification_metrics(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:

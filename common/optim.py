@@ -27,8 +27,12 @@ def stage_factor(stage: int, layers: int) -> float:
     0.9^(2L - n) for the embeddings and the early third of the layers, 0.9^(L - n) for those above: the rates rise
     from the embeddings to the last layer, which has the base rate itself.
     """
-    top = 2 * layers if 3 * stage <= layers else layers
-    return ENCODER_BASE ** (top - stage)
+    return ENCODER_BASE ** (_times_layers(stage, layers) * layers - stage)
+
+
+def _times_layers(stage: int, layers: int) -> int:
+    """The exponent of a stage's factor counts down from so many times L."""
+    return 2 if 3 * stage <= layers else 1
 
 
 def layerwise_learning_rates(
@@ -50,8 +54,8 @@ def layerwise_learning_rates(
 
 def layerwise_formulas(model: Encoder | MultiTaskModel, head_bases: Mapping[str, float] = HEAD_BASES) -> dict[str, str]:
     """The factor of each stage in `layerwise_learning_rates` as a formula, L layers counted by n from the bottom."""
-    words = {0: "0.9^(2L)"}
-    formulas = _by_stage(model, lambda n, layers: words.get(n, f"0.9^({2 if 3 * n <= layers else ''}L-n)"))
+    times = {1: "L", 2: "2L"}
+    formulas = _by_stage(model, lambda n, layers: f"0.9^({times[_times_layers(n, layers)]}{'-n' if n else ''})")
     for task, stages in _head_stages(model).items():
         formulas |= dict.fromkeys(stages, f"{head_bases.get(task, 1.0):g}^n")
     return formulas

@@ -27,7 +27,7 @@ from common.losses import (
     ranking_loss,
     similarity_loss,
 )
-from common.metrics import pair_similarities, spearman
+from common.metrics import correlation
 from common.objective import RESULT_FILES, Batch, Metrics, Objective, Step
 from common.rows import TrainingRows
 from common.teachers import JoinedTeachers, KeptEmbeddings
@@ -98,9 +98,8 @@ class SentenceObjective(Objective):
 
     def evaluate(self, **options: Any) -> Metrics:
         """Give Spearman's correlation of the dev pairs' similarities and scores."""
-        similarities = pair_similarities(self.encoder, *zip(*self.dev.rows, strict=True), **options)
-        correlation = spearman(similarities, self.dev.scores)
-        return {"spearman": correlation, "score": correlation}
+        reached = correlation(self.encoder, self.dev, **options)
+        return {"spearman": reached, "score": reached}
 
     def save(self, folder: Path) -> None:
         self.encoder.save_pretrained(folder)

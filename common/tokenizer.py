@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -101,23 +102,16 @@ class SentenceTokenizer:
         """The words of a sentence as it is tokenized, special tokens too, with the token positions of each."""
         encoding = self.backend(sentence, truncation=True, max_length=self.max_length)
         ids = encoding["input_ids"]
+        tokens = self.backend.convert_ids_to_tokens(ids)
         if not self.backend.is_fast or not ids:
-            return [(token, [i]) for i, token in enumerate(self.backend.convert_ids_to_tokens(ids))]
-        words: list[tuple[str, list[int]]] = []
-        spans = encoding.encodings[0].offsets
-        previous = None
-        for position, word in enumerate(encoding.word_ids()):
-            if word is not None and word == previous:
-                words[-1][1].append(position)
-            else:
-                words.append(("", [position]))
-            previous = word
-        named = []
-        for _, positions in words:
+            return [(token, [i]) for i, token in enumerate(tokens)]
+        spans, numbers, words = encoding.encodings[0].offsets, encoding.word_ids(), []
+        # A special token is of no word, and stands alone.
+        for _, alike in groupby(range(len(ids)), lambda i: (numbers[i], i if numbers[i] is None else None)):
+            positions = list(alike)
             start, end = spans[positions[0]][0], spans[positions[-1]][1]
-            text = sentence[start:end].strip() or self.backend.convert_ids_to_tokens(ids[positions[0]])
-            named.append((text, positions))
-        return named
+            words.append((sentence[start:end].strip() or tokens[positions[0]], positions))
+        return words
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as one batch: `input_ids` and `attention_mask`, both (batch, longest row), int64."""

@@ -8,7 +8,7 @@ from common.config import InferenceConfig, TrainingConfig
 from common.devices import place, resolve_batch, resolve_precision, without_gradients
 from common.heads import MultiTaskModel
 from common.rows import LabelledRows
-from common.states import FrozenEncoderDataset
+from common.states import with_states
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TEXTS = ["a ball and an atom"] * 400
@@ -40,7 +40,7 @@ def test_an_evaluation_within_a_training_keeps_to_its_memory():
 def states(model: MultiTaskModel) -> None:
     data = model.dataset(LabelledRows(TEXTS, {"mood": ["good"] * len(TEXTS)}, TEXTS))
     options = place(model.encoder, InferenceConfig(device="cpu", precision="fp32"))
-    FrozenEncoderDataset(data, model.encoder, np.empty((sum(data.lengths), model.encoder.dim), np.float32), options)
+    with_states(data, model.encoder, np.empty((sum(data.lengths), model.encoder.dim), np.float32), **options)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.data import pad_states
 from common.encoder import SentenceEncoder
 from common.errors import UserError
-from common.heads import AttentionPooling, MultiTaskModel, TaskHead, pad_states
+from common.heads import AttentionPooling, MultiTaskModel, TaskHead
 from common.load import load_encoder
 from common.pretrained import PretrainedEncoder
 from tests.conftest import tiny_transformer

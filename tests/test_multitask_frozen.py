@@ -9,11 +9,10 @@ import torch
 
 import common.metrics
 import common.states
-from common.data import UNLABELLED, MultiTaskDataset
+from common.data import UNLABELLED
 from common.errors import UserError
 from common.freezing import freeze
 from common.metrics import evaluate_tasks
-from common.states import FrozenEncoderDataset
 from common.train import Trainer
 from tests.multitask import CONFIG, TASKS, TEXTS, copied, data_for, one_step, trainer_for
 
@@ -80,11 +79,11 @@ def test_reusing_the_frozen_encoders_outputs_changes_nothing(model, tmp_path, mo
     other = copy.deepcopy(model)
     reusing = trainer_for(model, tmp_path / "a", FROZEN)
     reusing.train()
-    assert isinstance(reusing.objective.data, FrozenEncoderDataset)
+    assert reusing.objective.data.states is not None
     monkeypatch.setattr("common.states.state_store", lambda *_: None)
     computing = trainer_for(other, tmp_path / "b", FROZEN)
     computing.train()
-    assert isinstance(computing.objective.data, MultiTaskDataset)
+    assert computing.objective.data.states is None
     for name, tensor in copied(model).items():
         if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which Adam makes a step of
             torch.testing.assert_close(tensor, other.state_dict()[name], atol=1e-6, rtol=1e-5)
@@ -105,7 +104,7 @@ def test_with_reuse_the_encoder_computes_each_row_once(ours, tmp_path, monkeypat
 def test_dev_rows_are_measured_with_reused_outputs_as_without(ours, tmp_path):
     trainer = trainer_for(ours, tmp_path, FROZEN, dev=True)
     trainer.train()
-    assert isinstance(trainer.objective.dev, FrozenEncoderDataset)
+    assert trainer.objective.dev.states is not None
     reused, computed = evaluate_tasks(ours, trainer.objective.dev), evaluate_tasks(ours, data_for(ours))
     assert reused["topic"]["loss"] == pytest.approx(computed["topic"]["loss"], abs=1e-6)
 
@@ -115,9 +114,10 @@ def test_the_states_stay_in_memory_or_else_go_to_a_file_that_is_gone_afterwards(
     free, kind, ours, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
-    trainer = trainer_for(ours, tmp_path, FROZEN)
-    trainer.train()
-    assert type(trainer.objective.data.store).__name__ == kind
+    stores, state_store = [], common.states.state_store
+    monkeypatch.setattr("common.states.state_store", lambda *a: stores.append(state_store(*a)) or stores[-1])
+    trainer_for(ours, tmp_path, FROZEN).train()
+    assert [type(store).__name__ for store in stores] == [kind]
     assert not list(tmp_path.glob(".token*"))
 
 
@@ -126,7 +126,7 @@ def test_with_neither_memory_nor_disk_the_states_are_computed_anew(ours, tmp_pat
     monkeypatch.setattr(common.states.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 100}))
     trainer = trainer_for(ours, tmp_path, FROZEN)
     trainer.train()
-    assert isinstance(trainer.objective.data, MultiTaskDataset)
+    assert trainer.objective.data.states is None
 
 
 def test_stages_thaw_from_the_top_one_every_so_many_epochs(ours, tmp_path):
@@ -173,6 +173,7 @@ def test_a_training_in_which_nothing_that_trains_has_labels_is_refused(words, ou
 def test_a_second_training_of_the_same_objective_begins_with_the_texts(ours, tmp_path):
     trainer = trainer_for(ours, tmp_path / "a", FROZEN, dev=True)
     trainer.train()
-    again = Trainer(trainer.objective, FROZEN, tmp_path / "b")
-    again.train()
-    assert isinstance(again.objective.data.data, MultiTaskDataset)
+    first = [states.clone() for states in trainer.objective.data.states]
+    ours.encoder.layers[0].feed_forward.bias.data += 1
+    Trainer(trainer.objective, FROZEN, tmp_path / "b").train()
+    assert not torch.equal(first[0], trainer.objective.data.states[0])
