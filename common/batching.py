@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,31 +37,11 @@ def epoch_steps(rows: int, batch_size: int, seed: int, epoch: int) -> list[list[
     return [step.tolist() for step in np.array_split(order, math.ceil(rows / batch_size))]
 
 
-@dataclass(frozen=True)
-class StepSampler:
-    """The rows of each training step, epoch after epoch: a batch sampler for torch's DataLoader.
-
-    Every process plans the same steps, and takes every `processes`-th row of each, beginning at `process`.
-    """
-
-    lengths: Sequence[int]
-    batch_size: int
-    seed: int
-    steps: range  # the numbers of the steps to take, counted from the first epoch's first
-    process: int = 0
-    processes: int = 1
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        planned, plan = None, []
-        for step in self.steps:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != planned:
-                planned, plan = epoch, epoch_steps(len(self.lengths), self.batch_size, self.seed, epoch)
-            yield plan[place][self.process :: self.processes]
+def planned_steps(rows: int, batch_size: int, seed: int, steps: range) -> Iterator[list[int]]:
+    """The rows of some steps, which are counted from the first epoch's first, epoch after epoch."""
+    planned, plan = None, []
+    for step in steps:
+        epoch, place = divmod(step, math.ceil(rows / batch_size))
+        if epoch != planned:
+            planned, plan = epoch, epoch_steps(rows, batch_size, seed, epoch)
+        yield plan[place]

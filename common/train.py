@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.batching import StepSampler, token_budget_batches
+from common.batching import planned_steps, token_budget_batches
 from common.checkpoint import (
     CHECKPOINT,
     read_progress,
@@ -37,6 +36,7 @@ from common.devices import (
     processes,
     resolve_device,
     resolve_precision,
+    share_of,
     sum_over_processes,
     wait_for_all,
     weights_cast_once,
@@ -183,19 +183,14 @@ class Trainer:
         """The stages that begin to train at a later step."""
         return {stage for stage, due in self.objective.thaw.items() if self.progress.step < due}
 
-    def _share_of_each_step(self) -> DataLoader:
+    def _share_of_each_step(self) -> Iterator[list[Batch]]:
         """This process's batches of each step that is left, from the same plan on every process."""
-        share = processes().process_index, processes().num_processes
         left, data = range(self.progress.step, self.total_steps), self.objective.data
-        sampler = StepSampler(data.lengths, self.config.batch_size, self.config.seed, left, *share)
-
         padding = MAX_PADDING if self.device.type == "cpu" else ACCELERATOR_PADDING
-
-        def collate_step(items: list[dict[str, Any]]) -> list[Batch]:
-            batches = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, padding)
-            return [{**data.collate([items[i] for i in b]), "place": torch.tensor(b)} for b in batches]
-
-        return DataLoader(data, batch_sampler=sampler, collate_fn=collate_step)
+        for rows in planned_steps(len(data.lengths), self.config.batch_size, self.config.seed, left):
+            items = [data[row] for row in share_of(rows)]
+            cut = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, padding)
+            yield [{**data.collate([items[i] for i in batch]), "place": torch.tensor(batch)} for batch in cut]
 
     def _forward(self, number: int, batch: Batch) -> Any:
         torch.manual_seed(dropout_seed(self.config.seed, self.progress.step, processes().process_index, number))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.batching import StepSampler, epoch_steps, token_budget_batches
+from common.batching import epoch_steps, planned_steps, token_budget_batches
 from common.rows import SAMPLES, read_labelled_rows
 
 lengths_lists = st.lists(st.integers(1, 50), max_size=60)
@@ -98,34 +98,22 @@ def test_rows_meet_again_in_the_next_epoch_less_than_twice_as_often_as_by_chance
     assert again / sum(map(len, plans[:-1])) < 2 * chance
 
 
-@given(some_lengths, st.integers(1, 40), st.integers(1, 4))
-def test_the_processes_shares_partition_each_step(lengths, batch_size, processes):
-    steps = range(2 * math.ceil(len(lengths) / batch_size))
-    whole = list(StepSampler(lengths, batch_size, 0, steps))
-    shares = [list(StepSampler(lengths, batch_size, 0, steps, process, processes)) for process in range(processes)]
-    for step, *parts in zip(whole, *shares, strict=True):
-        assert sorted(itertools.chain(*parts)) == sorted(step)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 @given(some_lengths, st.integers(1, 40), st.data())
 def test_from_any_step_on_the_plan_is_the_tail_of_the_whole(lengths, batch_size, data):
     last = 3 * math.ceil(len(lengths) / batch_size)
     first = data.draw(st.integers(0, last))
-    whole = list(StepSampler(lengths, batch_size, 0, range(last)))
-    assert list(StepSampler(lengths, batch_size, 0, range(first, last))) == whole[first:]
+    whole = list(planned_steps(len(lengths), batch_size, 0, range(last)))
+    assert list(planned_steps(len(lengths), batch_size, 0, range(first, last))) == whole[first:]
 
 
-def test_the_sampler_takes_epoch_after_epoch(sample_lengths):
-    sampler = StepSampler(sample_lengths, 32, 3, range(2 * math.ceil(len(sample_lengths) / 32)))
-    assert list(sampler) == [*epoch_steps(len(sample_lengths), 32, 3, 0), *epoch_steps(len(sample_lengths), 32, 3, 1)]
-    assert len(sampler) == 2 * sampler.steps_per_epoch
+def test_the_plan_takes_epoch_after_epoch(sample_lengths):
+    rows = len(sample_lengths)
+    planned = list(planned_steps(rows, 32, 3, range(2 * math.ceil(rows / 32))))
+    assert planned == [*epoch_steps(rows, 32, 3, 0), *epoch_steps(rows, 32, 3, 1)]
 
 
 def test_tasks_of_different_length_are_mixed_in_every_step_as_by_chance():
-    generator = np.random.default_rng(0)
-    news, tweets = generator.integers(40, 65, 1200), generator.integers(15, 40, 2400)
-    sampler = StepSampler([*news, *tweets], 32, seed=0, steps=range(113))
-    counts = [sum(row < 1200 for row in step) for step in sampler]
+    news, tweets = 1200, 2400  # one behind the other
+    counts = [sum(row < news for row in step) for step in planned_steps(news + tweets, 32, 0, range(113))]
     by_chance = (32 * (1 / 3) * (2 / 3)) ** 0.5  # the deviation of a draw of 32 rows
     assert np.std(counts) < 1.3 * by_chance
