@@ -11,10 +11,10 @@ python task2.py COMMAND --help                           the options of a comman
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ if not only_help(__name__):  # what follows takes seconds to load
     from common.data import MultiTaskDataset
     from common.devices import place, resolve_device, without_gradients
     from common.encoder import SentenceEncoder
-    from common.exact import can_be_fitted, fit_linear_heads
+    from common.exact import can_be_fitted, fit_linear_heads, to_fit
     from common.files import to_json, write_json
     from common.freezing import is_frozen
     from common.heads import TASKS, MultiTaskModel
@@ -69,7 +69,9 @@ Results = dict[str, dict[str, dict[str, Any]]]  # of these to what `judge_tasks`
 RUN = ROOT / "runs" / "task2"
 NONE = ("none",)
 HELD_OUT, FEWEST_TO_SPLIT = 10, 100  # with fewer rows, too few would be held out to choose by
-FITTED_BY = ("freeze", "class_weight", "seed", "batch_tokens", "precision", "device")  # options of linear heads
+# The options of training that count where no head is trained, and where linear heads are fitted.
+STANDING = ("freeze", "seed", "batch_tokens", "precision", "device")
+FITTED_BY = (*STANDING, "class_weight")
 FEW = 300  # rows; with 100 of a task training everything was ahead on all of four tasks, with 1,000 on one
 MODEL_HELP = "a trained model's folder (default: runs/task2)"
 
@@ -138,12 +140,15 @@ class Train(MultiTaskConfig):
         if self.dropout is not None:
             model.set_dropout(self.dropout)
         model.freeze(*self.freeze)
+        if self.from_scratch and model.encoder_is_frozen:
+            raise UserError("freezes an encoder of random weights, which would stay random", "freeze")
         all_frozen = all(map(is_frozen, model.named_stages().values())) and not model.untrained
         rows, dev_rows = self.dev_rows(rows, list(model.tasks), splits=not all_frozen)
         test_rows = read_labelled_rows(self.test, list(model.tasks), self.text) if self.test else None
         data, dev, test = (model.dataset(part) if part else None for part in (rows, dev_rows, test_rows))
         if all_frozen:
-            print(f"everything is frozen, so nothing is trained: {self.output} holds the model as it stands")
+            self.refuse_idle("where nothing is trained", STANDING)
+            print("everything is frozen, so nothing is trained: the model stays as it stands")
             self.write(model, {"dev": dev, "test": test})
             return
         if can_be_fitted(model, data):
@@ -151,6 +156,8 @@ class Train(MultiTaskConfig):
             return
         trainer = MultiTaskTrainer(model, data, self, output=self.output, dev=dev)
         for task in learning(model, data):
+            if dev and not dev.labelled(task):
+                print(f"{task}: no dev row has a label, so that it plays no part in choosing the best model")
             if lost := [label for i, label in enumerate(model.tasks[task]) if i not in data.classes[task]]:
                 print(f"{task}: no row to train on has {shorten(', '.join(lost), 60)}, which may be unlearned")
         if same_folder(self.model or self.encoder, self.output):
@@ -177,13 +184,18 @@ class Train(MultiTaskConfig):
             return rows, read_labelled_rows(self.dev, tasks, self.text)
         if not splits:
             return rows, None
-        if self.dev == NONE or len(rows.texts) < FEWEST_TO_SPLIT:
-            why = "" if self.dev else f", for there are fewer than {FEWEST_TO_SPLIT} rows"
-            print(f"dev rows: none{why}; all {len(rows.texts)} are trained on, and the last model is kept")
-            return rows, None
-        rows, held_out = rows.hold_out(HELD_OUT, self.seed)
-        print(f"dev rows: {len(held_out.texts)} held out, {len(rows.texts)} left to train on (--dev none: all)")
-        return rows, held_out
+        left, held_out = rows.hold_out(HELD_OUT, self.seed)
+        if self.dev == NONE:
+            why = ""
+        elif len(rows.texts) < FEWEST_TO_SPLIT:
+            why = f", for there are fewer than {FEWEST_TO_SPLIT} rows"
+        elif not held_out.texts:
+            why = ", for no label has a row to spare"
+        else:
+            print(f"dev rows: {len(held_out.texts)} held out, {len(left.texts)} left to train on (--dev none: all)")
+            return left, held_out
+        print(f"dev rows: none{why}; all {len(rows.texts)} are trained on, and the last model is kept")
+        return rows, None
 
     def starting_model(self, rows: LabelledRows) -> MultiTaskModel:
         """The model that training starts from, with a head for each of the tasks and all their labels."""
@@ -203,11 +215,9 @@ class Train(MultiTaskConfig):
     def fit_exactly(self, model: MultiTaskModel, data: MultiTaskDataset, asked: Parts) -> None:
         """Fit linear heads on a frozen encoder, which takes no training loop."""
         refuse_untrainable(model, data)
-        rate = task_rate(self.encoder, self.from_scratch)
-        for name in ("resume", "dropout", *(field.name for field in fields(MultiTaskConfig))):
-            default = rate if name == "learning_rate" else getattr(type(self), name)
-            if name not in FITTED_BY and getattr(self, name) != default:
-                raise UserError("plays no part where linear heads are fitted at once: leave it out", name)
+        self.refuse_idle("where linear heads are fitted at once", FITTED_BY)
+        if known := [task for task in to_fit(model, data) if task not in model.untrained]:
+            print(f"the heads of {', '.join(known)} are fitted anew, from these rows alone")
         print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
         if len(data) < FEW:
             print("with few rows training everything did better in our trials: it fits the embeddings to the labels")
@@ -219,10 +229,16 @@ class Train(MultiTaskConfig):
             calibrate(model, asked["dev"], **self.options)
         self.write(model, asked, strengths=strengths)
 
+    def refuse_idle(self, where: str, used: Sequence[str]) -> None:
+        """UserError where an option of training is given that is not among those `used`."""
+        rate = task_rate(self.encoder, self.from_scratch)
+        for name in ("resume", "dropout", *(field.name for field in fields(MultiTaskConfig))):
+            default = rate if name == "learning_rate" else getattr(type(self), name)
+            if name not in used and getattr(self, name) != default:
+                raise UserError(f"plays no part {where}: leave it out", name)
+
     def write(self, model: MultiTaskModel, asked: Parts, **about: Any) -> None:
         """Write and measure a model that no training loop has written."""
-        if self.resume:
-            raise UserError("there is nothing to resume where no training loop runs", "resume")
         results = judge_parts(model.to(resolve_device(self.device)), asked, self.options)
         if is_main_process():
             model.save_pretrained(self.output)
@@ -230,6 +246,7 @@ class Train(MultiTaskConfig):
                 remove_leftovers(self.output, (*RESULT_FILES, CHECKPOINT))
             write_results(Path(self.output), {"command": asdict(self), **about, **results}, results)
         print_parts(results)
+        print(f"\n{self.output}: the model, metrics.json{', confusion.png' if results else ''}")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -354,6 +371,8 @@ class Predict(InferenceConfig):
             raise UserError("--probabilities is for --format csv; jsonl has them all, the table has the label's own")
         if self.texts and self.input:
             raise UserError("give texts, or --input FILE, not both")
+        if self.texts and self.text != "text":
+            raise UserError("names a column of --input: texts have none", "text")
         for number, text in enumerate(self.texts, 1):
             if text.encode(errors="replace").decode() != text:
                 raise UserError(f"text {number} is not UTF-8: {text!a}")
@@ -362,9 +381,12 @@ class Predict(InferenceConfig):
         asked, path = ((text, {"text": text}) for text in self.texts), self.input or STDIN
         columns = ["text"] if path == STDIN else columns_of(path)
         if not self.texts:
-            read = read_texts_and_rows(path, self.text)
-            asked = chain([next(read)], read)  # a wrong file is said before a model is loaded
+            if path != STDIN:
+                deque(read_texts_and_rows(path, self.text), maxlen=0)  # a wrong row is said before any is written
+            asked = read_texts_and_rows(path, self.text)
         model, options = open_model(self, self.model)
+        if self.explain and model.kind == "linear":
+            raise UserError("linear heads weigh all words alike: attention heads have words to show", "explain")
         printers = {
             "table": print_table,
             "jsonl": partial(print_jsonl, columns=columns),

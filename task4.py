@@ -21,7 +21,7 @@ from common.errors import UserError
 
 if not only_help(__name__):  # what follows takes seconds to load
     from common.comparison import Outcome, Setting, compare_strategies, random_pairs
-    from common.files import to_json
+    from common.files import refuse_no_folder, to_json
     from common.heads import MultiTaskModel
     from common.load import load_encoder
     from common.optim import layerwise_formulas, learning_rates
@@ -99,6 +99,7 @@ class Compare(MultiTaskConfig):
         shown="uniform,layerwise",
         compared=False,
     )
+    text: str = option("text", "the column of texts", metavar="COLUMN", compared=False)
     seeds: int = option(1, "trainings with each strategy", check=at_least(1), compared=False)
     encoder: str | None = option(None, ENCODER_HELP, metavar="DIR", compared=False)
     tasks: tuple[str, ...] = option((), "the columns that are tasks (default: all but text)", type=names, metavar="A,B")
@@ -118,8 +119,11 @@ class Compare(MultiTaskConfig):
             raise UserError(
                 "--strategies says at which rates to train and what to thaw: leave --rates and --unfreeze out"
             )
+        refuse_no_folder(self.output)
         tasks = self.tasks or None
-        train, dev, test = (read_labelled_rows(f, tasks) for f in (self.data, self.dev, self.test or self.dev))
+        train, dev, test = (
+            read_labelled_rows(f, tasks, self.text) for f in (self.data, self.dev, self.test or self.dev)
+        )
         pairs = read_scored_pairs(self.sts) if self.sts else random_pairs(dev.texts)
         setting = Setting(self.encoder, train, dev, test, pairs, self, tasks)
         strategies, seeds = list(dict.fromkeys(self.strategies)), range(self.seed, self.seed + self.seeds)

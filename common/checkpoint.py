@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.errors import UserError
-from common.files import atomic_file
+from common.files import atomic_file, refuse_no_folder
 
 CHECKPOINT = "checkpoint.safetensors"
 START = "the starting model"  # among what a resumed run must share with the first
@@ -89,11 +89,15 @@ def _open(folder: Path) -> Any:
 
 def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
     """UserError where training into `output` would lose what is there, or has nothing there to resume."""
+    if not str(output):
+        raise UserError("is empty: give the name of a folder", "output")
+    refuse_no_folder(output)
     output = Path(output)
     if overwrite and resume:
         raise UserError("cannot be combined with overwrite", "resume")
     if resume and not (output / CHECKPOINT).is_file():
-        raise UserError(f"{output}: no checkpoint to resume from")
+        finished = " (the model there is finished)" if (output / "config.json").is_file() else ""
+        raise UserError(f"{output}: no checkpoint to resume from{finished}")
     if overwrite or resume:
         return
     if (output / CHECKPOINT).is_file():
@@ -116,11 +120,19 @@ def refuse_other_run(output: Path, saved: Mapping[str, Any], run: Mapping[str, A
         was, now = (settings["settings"].get(name) for settings in (saved, run))
         if was != now:
             raise UserError(
-                f"is {now}, but {was} in the unfinished run in {output}; resume with the same options", name
+                f"is {_said(now)}, but {_said(was)} in the unfinished run in {output}; resume with the same options",
+                name,
             )
     for name, digest in run["contents"].items():
         if digest != saved["contents"].get(name):
             raise UserError(f"{output}: {name} changed since the unfinished run there; resume with the same")
+
+
+def _said(value: Any) -> str:
+    """An option's value as a person would say it."""
+    if isinstance(value, list):
+        return ", ".join(map(_said, value)) or "not given"
+    return "not given" if value is None else str(value)
 
 
 def remove_leftovers(folder: str | Path, names: Iterable[str]) -> None:

@@ -95,7 +95,10 @@ def _checked(holds: Callable[[float], bool], words: str) -> Check:
 
 def names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated option."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise UserError(f'"{text}" names none')
+    return found
 
 
 class Parser(argparse.ArgumentParser):
@@ -235,9 +238,12 @@ def run(main: Callable[[Sequence[str]], None], program: str) -> NoReturn:
         f"{program}: {'note' if issubclass(category, UserWarning) else category.__name__}: {message}"
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # scikit-learn's guess
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     if not is_main_process():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open to the end)
+    elif not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # as all files are, whatever the system writes otherwise
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -23,7 +23,7 @@ from common.files import write_json
 from common.heads import MultiTaskModel
 from common.load import load_encoder
 from common.metrics import evaluate_tasks, pair_similarities, spearman
-from common.multitask import MultiTaskTrainer
+from common.multitask import MultiTaskObjective, MultiTaskTrainer
 from common.optim import learning_rates
 from common.rows import LabelledRows, TrainingRows, training_tasks
 
@@ -109,7 +109,7 @@ def random_pairs(texts: Sequence[str], count: int = PAIRS) -> TrainingRows:
     """
     draw = random.Random(0)
     if len(texts) < 3:
-        raise UserError(f"only {len(texts)} texts: similarities can be compared from 3 on")
+        raise UserError(f"only {len(texts)} texts: similarities can be compared from 3 on (or of the pairs of --sts)")
     pairs = [tuple(draw.sample(range(len(texts)), 2)) for _ in range(count)]
     return TrainingRows([(texts[i], texts[j]) for i, j in pairs], None, ("sentence1", "sentence2"))
 
@@ -143,7 +143,12 @@ def compare_strategies(
     tasks = training_tasks(setting.train, setting.tasks)
     encoder = load_encoder(setting.encoder).to(resolve_device(setting.config.device))
     model = MultiTaskModel(encoder, tasks)
-    # A wrong word is said before the first training.
+    for strategy in strategies:  # what cannot be trained is said before the first training
+        try:
+            MultiTaskObjective(model, model.dataset(setting.train), setting.config_for(strategy, seed=0))
+        except UserError as error:
+            argument = "strategies" if error.argument in ("rates", "unfreeze") else error.argument
+            raise UserError(f"{strategy}: {error.message}", argument) from None
     described = {strategy: setting.description(model, strategy) for strategy in strategies}
     before = setting.similarities(encoder)
     runs = [(strategy, seed) for seed in seeds for strategy in strategies]

@@ -145,6 +145,9 @@ class MultiTaskConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        weighed = [task for task, _ in self.task_weight]
+        if twice := [task for task in weighed if weighed.count(task) > 1]:
+            raise UserError(f"gives {twice[0]} more than one weight", "task_weight")
         if self.balance == "uncertainty" and self.task_weight:
             raise UserError("the weights of the tasks are learned under uncertainty: give none", "task_weight")
 

@@ -74,7 +74,8 @@ def curves_figure(history: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
                     axes.plot(*zip(*points, strict=True), style, label="training" if where == "train" else "dev")
             axes.set_ylabel(measure)
             axes.grid(alpha=0.3)
-            axes.legend()
+            if axes.lines:  # a task may have had no labels
+                axes.legend()
         axes_column[0].set_title(plain(task))
         axes_column[1].set_xlabel("step")
     return figure

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from common.errors import UserError
 
@@ -63,6 +64,8 @@ def _blamed_on(path: Path, temporary: Path) -> Iterator[None]:
     """Turn an error of writing into a UserError; errors about other files pass through."""
     try:
         yield
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from None
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
         ours = named is None or any(named.is_relative_to(place) for place in (path, temporary))
@@ -83,7 +86,7 @@ def _finish(source: Path, target: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Take away what writers that were killed have left half-written in a folder."""
-    for path in folder.glob(".*.partial"):
+    for path in (*folder.glob(".*.partial"), *folder.glob(".tmp??????")):  # the latter are safetensors' own
         path.unlink(missing_ok=True)
     for path in folder.glob(".partial-*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -132,6 +135,15 @@ class ArrayWriter:
         description = np.lib.format.dtype_to_descr(self.dtype)
         header = {"descr": description, "fortran_order": False, "shape": (self.rows, self.dim)}
         np.lib.format.write_array_header_1_0(self._stream, header)
+
+
+def refuse_no_folder(path: str | Path) -> None:
+    """UserError where a folder could not be made or written to; makes none."""
+    place = next(place for place in (Path(path), *Path(path).absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise UserError(f"{path}: cannot be made a folder ({place} is a file)")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{path}: nothing can be written there ({place} may not be written to)")
 
 
 def make_folder(path: str | Path) -> Path:

@@ -42,7 +42,8 @@ class MultiTaskObjective(Objective):
         watch: keep the length of each stage's gradient, before clipping, at every step.
 
     Raises:
-        UserError: words that name nothing, a new head that would never train, nothing that trains has labels.
+        UserError: words that name nothing, a new head that would never train, nothing that trains has labels, rates
+            that make no difference.
     """
 
     def __init__(
@@ -64,6 +65,9 @@ class MultiTaskObjective(Objective):
         learners = learning(model, data)
         weights = complete_weights(learners, dict(config.task_weight)) if fixed else {}
         self.weights = {**dict.fromkeys(tasks, 0.0), **weights} if fixed else None
+        training = {self.rates[name] for name, stage in model.named_stages().items() if not is_frozen(stage)}
+        if config.rates != "uniform" and training == {config.learning_rate}:
+            raise UserError(f"{config.rates} changes no rate of what is not frozen: leave it out", "rates")
         self.log_variances = None if fixed else nn.Parameter(torch.zeros(len(tasks)))
         for task in learners:  # what training moves has to be calibrated anew
             model.temperatures[task] = 1.0

@@ -124,7 +124,7 @@ def _head_stages(model: Encoder | MultiTaskModel) -> dict[str, list[str]]:
 
 def _read_factors(path: Path, stages: list[str]) -> dict[str, float]:
     try:
-        factors = json.loads(path.read_text(encoding="utf-8"))
+        factors = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

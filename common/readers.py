@@ -69,7 +69,8 @@ def read_lines(path: str | Path) -> Iterator[str]:
                 f"{path}, line {number}: not UTF-8 text (byte {error.object[error.start]:#04x}); save the file as UTF-8"
             ) from None
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read after line {number} ({error})") from None
+            where = f" after line {number}" if number else ""
+            raise UserError(f"{path}: cannot be read{where} ({error})") from None
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -105,6 +106,8 @@ def _read_table(path: str | Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                 pass
             elif header is None:
                 header = [name.strip() for name in cells]
+                if delimiter == "," and len(header) == 1 and ";" in header[0]:
+                    raise UserError(f'{path}, line {line}: columns are separated by commas here, not by ";"')
                 twice = sorted({name for name in header if header.count(name) > 1})
                 if twice:
                     raise UserError(f'{path}, line {line}: the header names column "{twice[0]}" more than once')
@@ -168,10 +171,12 @@ def read_texts_and_rows(path: str | Path, column: str = "text") -> Iterator[tupl
     """The text of each row beside the whole row, in file order, read as they are asked for.
 
     Raises:
-        UserError: what `read_rows` refuses, or a row without the column.
+        UserError: what `read_rows` refuses, a row without the column, or a column named of a file that has none.
     """
+    if file_kind(path) == ".txt" and column != "text":
+        raise UserError(f"{name_of(path)} has no columns: each line is a text", "text")
     for line, row in read_rows(path):
-        yield cell_of(path, line, row, "text" if file_kind(path) == ".txt" else column), row
+        yield cell_of(path, line, row, column), row
 
 
 def read_texts(path: str | Path, column: str = "text") -> Iterator[str]:

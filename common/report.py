@@ -10,6 +10,8 @@ import numpy as np
 
 from common.files import atomic_file
 
+MOST_COLUMNS = 12  # classes that a table has a column for
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns under their header, text to the left and numbers to the right; floats with three decimals."""
@@ -78,21 +80,22 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def classes_table(result: Mapping[str, Any]) -> str:
-    """A line for each class of a task, and what its rows were taken for."""
-    labels = [shorten(label, 14) for label in result["classes"]]
-    rows = [
-        [label, row["rows"], row["precision"], row["recall"], row["f1"], *counts]
-        for label, row, counts in zip(labels, result["classes"].values(), result["confusion"], strict=True)
-    ]
-    return table(["class", "rows", "precision", "recall", "F1", *(f"→ {label}" for label in labels)], rows)
+    """A line for each class of a task, and what its rows were taken for: each class, or of many the most frequent."""
+    many = len(result["classes"]) > MOST_COLUMNS
+    labels = [shorten(label, 40 if many else 14) for label in result["classes"]]
+    rows = []
+    for i, (row, counts) in enumerate(zip(result["classes"].values(), result["confusion"], strict=True)):
+        wrong = max((j for j in range(len(labels)) if j != i), key=counts.__getitem__)
+        others = [f"{labels[wrong]} {counts[wrong]}" if counts[wrong] else ""] if many else counts
+        rows.append([labels[i], row["rows"], row["precision"], row["recall"], row["f1"], *others])
+    taken_for = ["most often taken for"] if many else [f"→ {label}" for label in labels]
+    return table(["class", "rows", "precision", "recall", "F1", *taken_for], rows)
 
 
 def print_classes(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print for each task its classes, and what they were taken for."""
     for task, result in results.items():
-        print(
-            f"\n{task} (right of F1: how many of the class's rows were taken for each class)\n{classes_table(result)}"
-        )
+        print(f"\n{task} (right of F1: what its rows were taken for)\n{classes_table(result)}")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def training_columns(path: str | Path, column: str = TEXT) -> tuple[str, ...]:
         UserError: the file has neither `sentence1,sentence2` nor the text column, or both scores and near misses.
     """
     found = columns_of(path)
-    if set(PAIR) <= set(found):
+    if set(PAIR) <= set(found) and column == TEXT:
         extra = [name for name in (SCORE, NEAR_MISS) if name in found]
         if len(extra) > 1:
             raise UserError(
@@ -47,7 +48,8 @@ def training_columns(path: str | Path, column: str = TEXT) -> tuple[str, ...]:
         return (TEXT,)
     if column in found:
         return (column,)
-    raise UserError(f'{path}: no columns "sentence1" and "sentence2", and no "{column}" (found: {", ".join(found)})')
+    pair = 'columns "sentence1" and "sentence2", and no ' if column == TEXT else ""
+    raise UserError(f'{path}: no {pair}"{column}" (found: {", ".join(found)})')
 
 
 def read_training_rows(paths: Sequence[str | Path], column: str = TEXT) -> TrainingRows:
@@ -56,6 +58,8 @@ def read_training_rows(paths: Sequence[str | Path], column: str = TEXT) -> Train
     Raises:
         UserError: files of different kinds, an empty cell, a score that is no number, no rows.
     """
+    if column != TEXT and all(file_kind(path) == ".txt" for path in paths):
+        raise UserError(f"{paths[0]} has no columns: each line is a text", "text")
     kinds = {str(path): training_columns(path, column) for path in paths}
     columns = next(iter(kinds.values()))
     for path, others in kinds.items():
@@ -77,6 +81,8 @@ def read_training_rows(paths: Sequence[str | Path], column: str = TEXT) -> Train
                 scores.append(_score_cell(path, line, row))
     if not rows:
         raise UserError(f"{paths[0]}: holds no rows")
+    if scored and len(rows) > 1 and len(set(scores)) == 1:
+        raise UserError(f"{paths[0]}: all scores are {scores[0]:g}; pairs are ranked by different ones")
     return TrainingRows(rows, scores or None, columns)
 
 
@@ -92,8 +98,6 @@ def read_scored_pairs(path: str | Path) -> TrainingRows:
         return TrainingRows(rows, [1.0, 0.0] * len(read.rows), (*PAIR, SCORE))
     if read.scores is None:
         raise UserError(f'{path}: no column "score" (found: {", ".join(columns_of(path))})')
-    if len(set(read.scores)) < 2:
-        raise UserError(f"{path}: all scores are {read.scores[0]:g}; a correlation needs different ones")
     return read
 
 
@@ -164,11 +168,13 @@ def read_labelled_rows(
 ) -> LabelledRows:
     """Read labelled texts: every column but the one of texts is a task, unless `tasks` names those that are.
 
-    A file need not have every task, and an empty cell is no label.
+    A file need not have every task, and an empty cell is no label. Rows without any label of the `tasks` named are left
+    out, with a warning.
 
     Raises:
-        UserError: no column of texts, no task, an empty text, a row without any label.
+        UserError: no column of texts, no task, an empty text, a row without any label where no tasks are named.
     """
+    left_out: Counter[str] = Counter()
     texts: list[str] = []
     labels: dict[str, list[str | None]] = {}
     places: list[str] = []
@@ -185,11 +191,18 @@ def read_labelled_rows(
         for line, row in read_rows(path):
             cells = {task: label_of(row.get(task, "")) for task in here}
             if not any(cells.values()):
-                raise UserError(f"{path}, line {line}: no label (for {' or '.join(here)})")
+                if tasks is None:
+                    raise UserError(f"{path}, line {line}: no label (for {' or '.join(here)})")
+                left_out[str(path)] += 1
+                continue
             texts.append(_text_cell(path, line, row, text))
             places.append(f"{path}, line {line}")
             for task, column in labels.items():
                 column.append(cells.get(task))
+    for path, count in left_out.items():
+        warnings.warn(f"{path}: rows without a label for {' or '.join(tasks)} are left out: {count}", stacklevel=2)
+    if not texts:
+        raise UserError(f"{paths[0]}: no row has a label for {' or '.join(tasks)}")
     return LabelledRows(texts, labels, places)
 
 
@@ -209,7 +222,7 @@ def training_tasks(
     """
     for task in asked or []:
         if task not in rows.labels:
-            raise UserError(f'no file has a column "{task}" (found: {", ".join(rows.labels)})')
+            raise UserError(f'no file has a column "{task}" with labels', "tasks")
     tasks, learned = rows.classes(), learned or {}
     for task, labels in tasks.items():
         labelled = sum(label is not None for label in rows.labels[task])

@@ -115,6 +115,24 @@ def test_scores_that_are_all_alike_cannot_be_ranked(write_csv):
         read_scored_pairs(write_csv("a.csv", ["sentence1", "sentence2", "score"], [["a", "b", 2], ["c", "d", 2]]))
 
 
+def test_scores_that_are_all_alike_teach_nothing(write_csv):
+    with pytest.raises(UserError, match="all scores are 2; pairs are ranked by different ones"):
+        read_training_rows([write_csv("a.csv", ["sentence1", "sentence2", "score"], [["a", "b", 2], ["c", "d", 2]])])
+
+
+def test_a_column_named_of_lines_alone_is_a_mistake(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"text: .*a.txt has no columns: each line is a text"):
+        read_training_rows([tmp_path / "a.txt"], "body")
+
+
+def test_a_column_of_texts_that_is_named_comes_before_pairs(write_csv):
+    path = write_csv("a.csv", ["sentence1", "sentence2", "body"], [["a", "b", "c"], ["d", "e", "f"]])
+    assert read_training_rows([path], "body").rows == [("c",), ("f",)]
+    with pytest.raises(UserError, match=r'no "story" \(found: sentence1, sentence2, body\)'):
+        read_training_rows([path], "story")
+
+
 def shared_words(left: str, right: str) -> float:
     a, b = set(left.lower().split()), set(right.lower().split())
     return len(a & b) / len(a | b)
@@ -209,7 +227,22 @@ def test_a_number_written_with_a_point_in_one_file_is_the_same_class(write_csv, 
     assert read_labelled_rows([table, lines]).labels == {"stars": ["1", "2", "1.5", "1", "2"]}
 
 
+def test_rows_without_a_label_of_the_tasks_named_are_left_out_and_counted(write_csv):
+    path = write_csv("a.csv", ["text", "topic", "mood"], [["a", "x", ""], ["b", "y", "good"], ["c", "", "bad"]])
+    with pytest.warns(UserWarning, match=r"a.csv: rows without a label for mood are left out: 1"):
+        rows = read_labelled_rows([path], ["mood"])
+    assert (rows.texts, rows.labels) == (["b", "c"], {"mood": ["good", "bad"]})
+
+
+@pytest.mark.filterwarnings("ignore:.*are left out")
+def test_no_row_with_a_label_of_the_tasks_named_is_said(write_csv):
+    path = write_csv("a.csv", ["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]])
+    with pytest.raises(UserError, match=r"a.csv: no row has a label for mood"):
+        read_labelled_rows([path], ["mood"])
+
+
 LABEL_MISTAKES = {
+    "semicolons": (["text;topic"], [["a;x"]], 'columns are separated by commas here, not by ";"'),
     "no text": (["body", "topic"], [["a", "x"]], 'no column "text" with texts (found: body, topic)'),
     "no task": (["text"], [["a"]], "no column besides it to take labels from"),
     "no label": (["text", "topic", "mood"], [["a", "x", "y"], ["b", "", " "]], "line 3: no label (for topic or mood)"),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from common.errors import UserError
-from common.files import ArrayWriter, atomic_file, atomic_folder, make_folder, write_json
+from common.files import ArrayWriter, atomic_file, atomic_folder, make_folder, refuse_no_folder, write_json
 
 
 def entries(folder):
@@ -50,6 +51,24 @@ def test_an_error_of_writing_is_a_users_mistake_that_names_the_output(tmp_path):
         raise OSError(28, "No space left on device")
     with pytest.raises(UserError, match=r"a\.txt: cannot be written"), atomic_file(path) as temporary:
         raise OSError(28, "No space left on device", str(temporary))
+
+
+def test_a_disk_that_fills_up_under_safetensors_is_a_users_mistake_too(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"model: cannot be written \(no space left\)"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        raise SafetensorError("no space left")
+    assert not list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize("name", ["file.txt", "file.txt/below/it"])
+def test_where_no_folder_can_be_made_is_said_before_any_is(name, tmp_path):
+    (tmp_path / "file.txt").touch()
+    refuse_no_folder(tmp_path / "new" / "folder")
+    with pytest.raises(UserError, match=r"cannot be made a folder \(.*file.txt is a file\)"):
+        refuse_no_folder(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_an_error_about_somebody_elses_file_is_not_blamed_on_the_output(tmp_path):

@@ -92,9 +92,9 @@ MISTAKES = {
     "list.jsonl": (b'["a"]\n', "line 1: not a JSON object"),
     "utf16.txt": ("text".encode("utf-16"), "line 1: not UTF-8"),
     "kind.docx": (b"PK", "unknown kind of file"),
-    "cut.txt.gz": (gzip.compress(b"one\n" * 1000)[:20], "cannot be read after line"),
-    "no.txt.gz": (b"plain", "cannot be read after line"),
-    "corrupt.txt.gz": (gzip.compress(b"one\n" * 1000)[:12] + b"\xff" * 40, "cannot be read after line"),
+    "cut.txt.gz": (gzip.compress(b"one\n" * 1000)[:20], "cannot be read ("),
+    "no.txt.gz": (b"plain", "cannot be read ("),
+    "corrupt.txt.gz": (gzip.compress(b"one\n" * 1000)[:12] + b"\xff" * 40, "cannot be read ("),
     "surrogate.jsonl": (b'{"text": "\\ud83d"}\n', "line 1: half of a surrogate pair"),
 }
 

@@ -267,6 +267,7 @@ def test_an_overwriting_runs_first_model_ends_the_old_unfinished_run(tiny_encode
 def test_what_a_killed_save_left_is_taken_away(tiny_encoder, tmp_path):
     stopped(tiny_encoder, tmp_path)
     (tmp_path / ".checkpoint.safetensors.123.partial").touch()
+    (tmp_path / ".tmpAb3dEf").touch()
     (tmp_path / ".partial-abc").mkdir()
     (tmp_path / ".partial-abc" / "model.safetensors").touch()
     trainer_for(tiny_encoder, tmp_path).train(resume=True)

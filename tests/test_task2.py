@@ -11,6 +11,7 @@ from common.checkpoint import CHECKPOINT
 from common.cli import run
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
+from common.report import classes_table
 from tests.labelled import MOODS, ROWS
 
 
@@ -36,6 +37,16 @@ def test_evaluate_shows_each_class_in_a_table(trained, labelled, capsys):
     shown = capsys.readouterr().out
     for word in ("macro recall", "macro F1", "→ Sports", "so-so"):
         assert word in shown
+
+
+def test_of_many_classes_the_table_names_the_one_most_often_taken_for_each():
+    counts = [[0] * 20 for _ in range(20)]
+    counts[3][3], counts[3][7], counts[3][8] = 5, 2, 1
+    numbers = {"rows": 8, "precision": 1.0, "recall": 0.625, "f1": 0.77}
+    shown = classes_table({"classes": {f"class {i}": numbers for i in range(20)}, "confusion": counts})
+    assert "most often taken for" in shown and "→" not in shown
+    assert shown.splitlines()[2 + 3].endswith("class 7 2")
+    assert shown.splitlines()[2 + 4].endswith("0.770")
 
 
 def test_predict_streams_a_file_as_csv_with_all_probabilities(trained, labelled, capsys, monkeypatch):
@@ -150,7 +161,7 @@ MISTAKES = {
     ),
     "resume what is all frozen": (
         ["train", "{data}", "--output", "{unfinished}", "--model", "{model}", "--freeze", "all", "--resume"],
-        "nothing to resume",
+        "--resume: plays no part where nothing is trained",
     ),
     "patience without dev": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--patience", "2"],
@@ -175,6 +186,48 @@ MISTAKES = {
     ),
     "no model": (["predict", "x", "--model", "./none"], "no such model folder"),
     "not UTF-8": (["predict", "a tea", "caf\udce9", "--model", "{model}"], "text 2 is not UTF-8"),
+    "a column of texts that have none": (["predict", "x", "--text", "body", "--model", "{model}"], "texts have none"),
+    "explained by linear heads": (
+        ["predict", "x", "--explain", "--model", "{linear}"],
+        "--explain: linear heads weigh all words alike",
+    ),
+    "a wrong row behind many": (
+        ["predict", "--input", "{late}", "--format", "csv", "--model", "{model}"],
+        "line 1502: 1 cells, but the header has 2 columns",
+    ),
+    "no name of an output": (["train", "{data}", "--output", ""], "--output: is empty"),
+    "an output that is a file": (
+        [
+            "train",
+            "{data}",
+            "--encoder",
+            "{encoder}",
+            "--output",
+            "{data}/x",
+            "--head",
+            "linear",
+            "--freeze",
+            "encoder",
+        ],
+        "cannot be made a folder",
+    ),
+    "frozen at random": (
+        ["train", "{data}", "--from-scratch", "--freeze", "encoder", "--output", "o"],
+        "--freeze: freezes an encoder of random weights",
+    ),
+    "rates of what is frozen": (
+        ["train", "{moods}", "--encoder", "{encoder}", "--freeze", "encoder", "--rates", "layerwise", "--output", "o"],
+        "--rates: layerwise changes no rate of what is not frozen",
+    ),
+    "no tasks": (["train", "{data}", "--tasks", ",,", "--output", "o"], '",," names none'),
+    "a weight twice": (
+        ["train", "{data}", "--task-weight", "mood=0.1", "--task-weight", "mood=0.3", "--output", "o"],
+        "--task-weight: gives mood more than one weight",
+    ),
+    "trained where all is frozen": (
+        ["train", "{data}", "--model", "{model}", "--freeze", "all", "--max-steps", "3", "--output", "o"],
+        "--max-steps: plays no part where nothing is trained",
+    ),
     "texts and input": (["predict", "x", "--input", "{data}"], "not both"),
     "no input file": (["predict", "--input", "none.txt"], "no such file"),
     "evaluate unknown label": (
@@ -204,6 +257,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         "unseen": write_csv("unseen.csv", ["text", "topic"], [["a", "Sports"], ["b", "volcano"]]),
         "one_class": write_csv("one_class.csv", ["text", "topic"], [["a", "x"], ["b", "x"]]),
         "twice": write_csv("twice.csv", ["text", "topic", "topic"], [["a", "x", "y"]]),
+        "late": tmp_path / "late.csv",
+        "linear": tmp_path / "linear",
+        "moods": write_csv("moods.csv", ["text", "feeling"], [[row[0], row[2]] for row in ROWS]),
         "topics": write_csv("topics.csv", ["text", "topic"], [row[:2] for row in ROWS]),
         "unlabelled": write_csv("unlabelled.csv", ["text", "topic", "mood"], [["a", "x", ""], ["b", "y", ""]]),
     }
@@ -211,6 +267,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     files["unfinished"] = tmp_path / "unfinished"
     files["unfinished"].mkdir()
     (files["unfinished"] / CHECKPOINT).touch()
+    files["late"].write_text("text,topic\n" + "a,x\n" * 1500 + "b\n")
+    if "{linear}" in arguments:
+        start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear"]
+        task2.main(["train", str(labelled), *start, "--output", str(files["linear"])])
     capsys.readouterr()
     before = sorted(path for path in tmp_path.rglob("*"))
     code, error = outcome(monkeypatch, capsys, *(argument.format(**files) for argument in arguments))

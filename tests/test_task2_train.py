@@ -375,6 +375,39 @@ def test_linear_heads_on_a_frozen_encoder_are_fitted_at_once(labelled, tiny_fold
         task2.main([*more[:-1], more[-1], "--overwrite", "--head", "attention"])
 
 
+def test_learned_linear_heads_are_fitted_anew_and_that_is_said(labelled, tiny_folder, tmp_path, capsys):
+    start = ["--freeze", "encoder", "--head", "linear"]
+    task2.main(["train", str(labelled), *start, "--encoder", str(tiny_folder), "--output", str(tmp_path / "old")])
+    assert "fitted anew" not in capsys.readouterr().out
+    task2.main(["train", str(labelled), *start, "--model", str(tmp_path / "old"), "--output", str(tmp_path / "new")])
+    out = capsys.readouterr().out
+    assert "the heads of topic, mood are fitted anew, from these rows alone" in out
+    assert f"{tmp_path / 'new'}: the model, metrics.json" in out
+
+
+def test_rows_without_the_chosen_task_are_left_out(write_csv, tiny_folder, tmp_path):
+    rows = [[f"text {i}", "xy"[i % 2], "" if i < 3 else "ab"[i % 2]] for i in range(12)]
+    path = write_csv("gaps.csv", ["text", "topic", "mood"], rows)
+    arguments = ["train", str(path), "--tasks", "mood", "--encoder", str(tiny_folder), "--output", str(tmp_path / "o")]
+    with pytest.warns(UserWarning, match="rows without a label for mood are left out: 3"):
+        task2.main([*arguments, *QUICK])
+    assert MultiTaskModel.from_pretrained(tmp_path / "o").tasks == {"mood": ["a", "b"]}
+
+
+def test_where_no_label_has_a_row_to_spare_all_are_trained_on(write_csv, tiny_folder, tmp_path, capsys):
+    path = write_csv("unique.csv", ["text", "item"], [[f"text {i}", f"item {i}"] for i in range(100)])
+    start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear", "--tasks", "item"]
+    task2.main(["train", str(path), *start, "--output", str(tmp_path / "o")])
+    assert "dev rows: none, for no label has a row to spare; all 100 are trained on" in capsys.readouterr().out
+
+
+def test_a_task_that_no_dev_row_labels_is_named(labelled, write_csv, tiny_folder, tmp_path, capsys):
+    dev = write_csv("dev.csv", ["text", "topic", "Mood"], [["a ball", "Sports", "bad"], ["an atom", "Science", "good"]])
+    arguments = ["train", str(labelled), "--dev", str(dev), "--encoder", str(tiny_folder), *QUICK]
+    task2.main([*arguments, "--output", str(tmp_path / "o")])
+    assert "mood: no dev row has a label" in capsys.readouterr().out
+
+
 LOOP = [
     *(["--balance", "uncertainty"], ["--keep-similarity", "1"], ["--rates", "layerwise"], ["--learning-rate", "1e-3"]),
     *(["--epochs", "3"], ["--max-steps", "3"], ["--dropout", "0.2"], ["--warmup", "0"], ["--batch-size", "8"]),
@@ -419,7 +452,7 @@ def test_the_temperatures_that_dev_rows_ask_for_are_saved(write_csv, tiny_folder
 
 def test_with_everything_frozen_the_model_is_written_as_it_stands(trained, labelled, tmp_path, capsys):
     arguments = ["train", str(labelled), "--dev", str(labelled), "--model", str(trained), "--freeze", "all"]
-    task2.main([*arguments, "--output", str(tmp_path / "o"), *QUICK])
+    task2.main([*arguments, "--output", str(tmp_path / "o"), "--device", "cpu"])
     before, after = weights_of(trained), weights_of(tmp_path / "o")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert "nothing is trained" in capsys.readouterr().out

@@ -132,8 +132,16 @@ MISTAKES = {
     "no such rates": ([*("--strategies", "uniform,faster")], 'no learning rates are called "faster"'),
     "a rate of nothing": ([*("--learning-rate", "0")], "--learning-rate: must be above 0, not 0.0"),
     "no seeds": ([*("--seeds", "0")], "--seeds: must be 1 or more, not 0"),
-    "no strategies": ([*("--strategies", ",")], "--strategies: names none"),
+    "no strategies": ([*("--strategies", ",")], 'argument --strategies: "," names none'),
     "rates beside strategies": ([*("--rates", "layerwise")], "leave --rates and --unfreeze out"),
+    "an unfreezing of what is frozen": (
+        [*("--strategies", "uniform,gradual", "--freeze", "encoder")],
+        "--strategies: gradual: needs an encoder that is not all frozen",
+    ),
+    "rates of what is frozen": (
+        [*("--strategies", "uniform,decay:0.9", "--freeze", "encoder")],
+        "--strategies: decay:0.9: decay:0.9 changes no rate of what is not frozen",
+    ),
     "no such test file": ([*("--test", "none.csv")], "none.csv: no such file"),
 }
 
@@ -145,6 +153,22 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, comparing, tmp_path,
     assert code == 2 and message in error
     assert error.startswith("task4.py: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_for_an_output_is_a_mistake(comparing, monkeypatch, capsys):
+    arguments = list(comparing)
+    data = arguments[arguments.index("--data") + 1]
+    arguments[arguments.index("--output") + 1] = data
+    code, error = outcome(monkeypatch, capsys, *arguments)
+    assert code == 2 and f"{data}: cannot be made a folder" in error
+
+
+def test_the_column_of_texts_may_have_another_name(comparing, write_csv, capsys):
+    path = str(write_csv("bodies.csv", ["body", "topic"], [row[:2] for row in ROWS * 4]))
+    files = ["--data", path, "--dev", path, "--text", "body"]
+    rest = comparing[comparing.index("--dev") + 2 :]
+    task4.main(["compare", *files, *rest, "--strategies", "uniform"])
+    assert "topic accuracy" in capsys.readouterr().out
 
 
 def test_a_rate_of_nothing_is_a_mistake(monkeypatch, capsys, tiny_folder):
