@@ -150,10 +150,15 @@ class Train(MultiTaskConfig):
             self.refuse_idle("where nothing is trained", STANDING)
             print("everything is frozen, so nothing is trained: the model stays as it stands")
             self.write(model, {"dev": dev, "test": test})
-            return
-        if can_be_fitted(model, data):
+        elif can_be_fitted(model, data):
             self.fit_exactly(model, data, {"dev": dev, "test": test})
-            return
+        else:
+            self.train(model, data, dev, test)
+
+    def train(
+        self, model: MultiTaskModel, data: MultiTaskDataset, dev: MultiTaskDataset | None, test: MultiTaskDataset | None
+    ) -> None:
+        """Say what is to be trained and how, and train it."""
         trainer = MultiTaskTrainer(model, data, self, output=self.output, dev=dev)
         for task in learning(model, data):
             if dev and not dev.labelled(task):
