@@ -29,7 +29,7 @@ def costs() -> Table:
 
 
 def frozen_results(target: str, scenario: str, size: int, encoder: str = "") -> list[dict[str, float]]:
-    """What the trainings of one scenario reached; `encoder`: "first" or "third", one that shipped before."""
+    """What the trainings of one scenario reached; `encoder`: "first", the one that shipped first."""
     paths = [freezing.result_path(target, scenario, size, seed) for seed in range(freezing.SEEDS)]
     return [found["reached"] for found in load_all(path.parent / encoder / path.name for path in paths)]
 
