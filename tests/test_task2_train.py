@@ -394,6 +394,7 @@ def test_rows_without_the_chosen_task_are_left_out(write_csv, tiny_folder, tmp_p
     assert MultiTaskModel.from_pretrained(tmp_path / "o").tasks == {"mood": ["a", "b"]}
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")
 def test_where_no_label_has_a_row_to_spare_all_are_trained_on(write_csv, tiny_folder, tmp_path, capsys):
     path = write_csv("unique.csv", ["text", "item"], [[f"text {i}", f"item {i}"] for i in range(100)])
     start = ["--encoder", str(tiny_folder), "--freeze", "encoder", "--head", "linear", "--tasks", "item"]
