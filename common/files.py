@@ -87,7 +87,8 @@ def _finish(source: Path, target: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Take away what writers that were killed have left half-written in a folder."""
     for path in (*folder.glob(".*.partial"), *folder.glob(".tmp??????")):  # the latter are safetensors' own
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink()
     for path in folder.glob(".partial-*"):
         shutil.rmtree(path, ignore_errors=True)
 

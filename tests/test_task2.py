@@ -197,18 +197,7 @@ MISTAKES = {
     ),
     "no name of an output": (["train", "{data}", "--output", ""], "--output: is empty"),
     "an output that is a file": (
-        [
-            "train",
-            "{data}",
-            "--encoder",
-            "{encoder}",
-            "--output",
-            "{data}/x",
-            "--head",
-            "linear",
-            "--freeze",
-            "encoder",
-        ],
+        [*("train", "{data}", "--encoder", "{encoder}", "--output"), *("{data}/x", "--head", "linear")],
         "cannot be made a folder",
     ),
     "frozen at random": (
