@@ -32,14 +32,12 @@ from common.cli import (
     within,
 )
 from common.config import (
-    FINE_TUNING_RATE,
     HEAD_KINDS,
     SHIPPED_WORDS,
     TASK_RATE,
     TASK_SCRATCH_RATE,
     InferenceConfig,
     MultiTaskConfig,
-    task_rate,
 )
 from common.errors import UserError
 
@@ -115,14 +113,13 @@ class Train(MultiTaskConfig):
     overwrite: bool = option(False, "replace what --output holds", compared=False)
     learning_rate: float | None = option(
         None,
-        f"the base learning rate (default: {TASK_RATE:g}; from another encoder {FINE_TUNING_RATE:g}, from random "
-        f"weights {TASK_SCRATCH_RATE:g})",
+        f"the base learning rate (default: {TASK_RATE:g}; from random weights {TASK_SCRATCH_RATE:g})",
         check=above(0),
     )
 
     def __post_init__(self) -> None:
-        rate = task_rate(self.encoder, self.from_scratch)
-        object.__setattr__(self, "learning_rate", rate if self.learning_rate is None else self.learning_rate)
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", task_rate(self.from_scratch))
         super().__post_init__()
         starts = {"--encoder": self.encoder, "--model": self.model, "--from-scratch": self.from_scratch}
         if len(given := [name for name, value in starts.items() if value]) > 1:
@@ -142,7 +139,7 @@ class Train(MultiTaskConfig):
         model.freeze(*self.freeze)
         if self.from_scratch and model.encoder_is_frozen:
             raise UserError("freezes an encoder of random weights, which would stay random", "freeze")
-        all_frozen = all(map(is_frozen, model.named_stages().values())) and not model.untrained
+        all_frozen = all(map(is_frozen, model.named_stages().values())) and not model.new | model.grown
         rows, dev_rows = self.dev_rows(rows, list(model.tasks), splits=not all_frozen)
         test_rows = read_labelled_rows(self.test, list(model.tasks), self.text) if self.test else None
         data, dev, test = (model.dataset(part) if part else None for part in (rows, dev_rows, test_rows))
@@ -171,6 +168,8 @@ class Train(MultiTaskConfig):
             del trainer.objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.encoder or self.model or SHIPPED_WORDS
         print(f"start: {start}; learning rate {self.learning_rate:g} ({self.rates}); seed {self.seed}")
+        if fitted := [task for task in model.tasks if task in model.new and data.has_every_label(task)]:
+            print(f"heads that begin as logistic regression on these rows: {', '.join(fitted)}")
         print(parts_table(describe(model, trainer.objective.rates)))
         total = self.total_steps(len(data))
         for stage, step in trainer.objective.thaw.items():
@@ -221,7 +220,7 @@ class Train(MultiTaskConfig):
         """Fit linear heads on a frozen encoder, which takes no training loop."""
         refuse_untrainable(model, data)
         self.refuse_idle("where linear heads are fitted at once", FITTED_BY)
-        if known := [task for task in to_fit(model, data) if task not in model.untrained]:
+        if known := [task for task in to_fit(model, data) if task not in model.new]:
             print(f"the heads of {', '.join(known)} are fitted anew, from these rows alone")
         print("linear heads on a frozen encoder are fitted at once: rates, steps and epochs play no part")
         if len(data) < FEW:
@@ -236,7 +235,7 @@ class Train(MultiTaskConfig):
 
     def refuse_idle(self, where: str, used: Sequence[str]) -> None:
         """UserError where an option of training is given that is not among those `used`."""
-        rate = task_rate(self.encoder, self.from_scratch)
+        rate = task_rate(self.from_scratch)
         for name in ("resume", "dropout", *(field.name for field in fields(MultiTaskConfig))):
             default = rate if name == "learning_rate" else getattr(type(self), name)
             if name not in used and getattr(self, name) != default:
@@ -257,6 +256,11 @@ class Train(MultiTaskConfig):
     def options(self) -> dict[str, Any]:
         """How to run a model outside the training loop."""
         return without_gradients(self, resolve_device(self.device))
+
+
+def task_rate(from_scratch: bool) -> float:
+    """The default base learning rate."""
+    return TASK_SCRATCH_RATE if from_scratch else TASK_RATE
 
 
 def fit(
@@ -407,7 +411,7 @@ class Show(Config):
     from_scratch: bool = option(False, "start from random weights, to see what the shipped encoder is worth")
 
     def run(self) -> None:
-        config = MultiTaskConfig(learning_rate=task_rate(None, self.from_scratch))
+        config = MultiTaskConfig(learning_rate=task_rate(self.from_scratch))
         set_seed(config.seed)
         encoder = SentenceEncoder() if self.from_scratch else load_encoder()
         parts = [read_labelled_rows([SAMPLES / f"{name}.csv"]) for name in ("train", "dev", "test")]

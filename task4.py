@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import ROOT, Config, above, at_least, interrupted_hint, names, only_help, option, run, run_command
-from common.config import FINE_TUNING_RATE, STRATEGIES, TASK_RATE, MultiTaskConfig, task_rate
+from common.config import STRATEGIES, TASK_RATE, MultiTaskConfig
 from common.errors import UserError
 
 if not only_help(__name__):  # what follows takes seconds to load
@@ -34,7 +34,6 @@ TASKS = {
     "topic": ["Technology", "Science", "Politics", "Entertainment", "Sports"],
     "sentiment": ["Negative", "Neutral", "Positive"],
 }
-RATE_HELP = f"the base rate (default: {TASK_RATE:g}; of another encoder {FINE_TUNING_RATE:g})"
 ENCODER_HELP = "a folder or hub name (default: the shipped encoder)"
 
 
@@ -43,13 +42,12 @@ class Plan(Config):
     """Print the learning rate of every stage of an encoder with its heads, without training."""
 
     encoder: str | None = option(None, ENCODER_HELP, metavar="DIR")
-    base_lr: float | None = option(None, RATE_HELP, check=above(0))
+    base_lr: float = option(TASK_RATE, "the base rate", check=above(0))
     rates: str = option("layerwise", STRATEGIES, metavar="STRATEGY")
     json: bool = option(False, "print JSON in place of a table")
 
     def run(self) -> None:
-        base_lr = self.base_lr or task_rate(self.encoder)
-        lines = planned(MultiTaskModel(load_encoder(self.encoder), TASKS), self.rates, base_lr)
+        lines = planned(MultiTaskModel(load_encoder(self.encoder), TASKS), self.rates, self.base_lr)
         print(to_json(lines) if self.json else plan_table(lines))
 
 
@@ -105,11 +103,8 @@ class Compare(MultiTaskConfig):
     tasks: tuple[str, ...] = option((), "the columns that are tasks (default: all but text)", type=names, metavar="A,B")
     output: str = option(str(COMPARISON), "for the results", metavar="DIR", shown="runs/comparison", compared=False)
     overwrite: bool = option(False, "train again what --output holds already", compared=False)
-    learning_rate: float | None = option(None, RATE_HELP, check=above(0))
 
     def __post_init__(self) -> None:
-        rate = task_rate(self.encoder) if self.learning_rate is None else self.learning_rate
-        object.__setattr__(self, "learning_rate", rate)
         super().__post_init__()
         if not self.strategies:
             raise UserError(f"names none (there are: {STRATEGIES}, gradual, gradual+ any of them)", "strategies")

@@ -11,7 +11,7 @@ from common.optim import layerwise_learning_rates
 WIDTH, MARGIN, TRUNK, COLUMN, BOX, ARROW = 880, 14, 370, 276, 30, 14
 WHITE, BLUE, GREEN, ORANGE = "#ffffff", "#d6e6f5", "#dcefdc", "#fbe6cf"
 SMALL, BOLD, FACTOR = 'font-size="13"', 'font-weight="bold"', 'font-size="13" fill="#a03020"'
-HEAD_LAYERS = ("layer norm", "attention", "classifier")
+HEAD_LAYERS = ("attention", "layer norm", "classifier")
 PAGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"
   font-family="Helvetica, Arial, sans-serif" font-size="14" fill="#222222" text-anchor="middle">
 <marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">

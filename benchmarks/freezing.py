@@ -56,7 +56,6 @@ def learn(
 ) -> MultiTaskConfig:
     """Train with some stages frozen, in place."""
     config = MultiTaskConfig(seed=seed, freeze=tuple(words), class_weight="balanced")
-    model.untrained.clear()  # a new head may stay frozen, at random: that is one of the scenarios
     data = model.dataset(rows)
     MultiTaskTrainer(model, data, config, output=output).train()
     return config

@@ -7,8 +7,8 @@ encoder; three seeds, each with another sample of the rows. Measured on 2,000 te
 
     linear          LinearHead, fitted
     attention       TaskHead, trained with the defaults
-    even start      the same, begun as a classifier of the mean: an even attention that passes the states on
-    no keys         that without keys and values: each attention head weighs its part of the states themselves
+    random start    the same, its classifier not fitted before
+    norm first      the same, fitted, with each state normed before the attention
     regression      no head: logistic regression on the embeddings, C = 1
 
 Classes are balanced in all of them, and nothing is chosen by dev rows: there are none.
@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.freezing import test_rows, training_rows
 from benchmarks.linear import EmbeddingFeatures, linear_classifier
@@ -31,7 +32,7 @@ from common.data import MultiTaskDataset
 from common.devices import place
 from common.encoder import SentenceEncoder
 from common.exact import fit_linear_heads
-from common.heads import AttentionPooling, MultiTaskModel
+from common.heads import MultiTaskModel, TaskHead, head_key
 from common.metrics import evaluate_tasks
 from common.multitask import MultiTaskObjective
 from common.rows import LabelledRows, training_tasks
@@ -45,29 +46,18 @@ class WithStates(MultiTaskObjective):
     """Trains on rows whose token states are there already."""
 
     def prepare(self, folder: Path, **options: Any) -> None:
-        pass
+        self.fit_new_heads(self.data, **options)
 
 
-class EvenStart(AttentionPooling):
-    """Begins with the mean of the states."""
+class NormFirst(TaskHead):
+    """Norms the states before the attention, and what that finds."""
 
-    def __init__(self, dim: int, attention_heads: int) -> None:
-        super().__init__(dim, attention_heads)
-        nn.init.zeros_(self.query)
-        for layer in (self.value, self.output):
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    def attend(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return super().attend(F.layer_norm(states, states.shape[-1:]), attention_mask)
 
 
-class NoKeys(EvenStart):
-    """Begins so too, and has neither keys nor values of the states."""
-
-    def __init__(self, dim: int, attention_heads: int) -> None:
-        super().__init__(dim, attention_heads)
-        self.key, self.value = nn.Identity(), nn.Identity()
-
-
-KINDS = {"attention": AttentionPooling, "even start": EvenStart, "no keys": NoKeys}
+RANDOM = "random start"
+KINDS = {"attention": TaskHead, RANDOM: TaskHead, "norm first": NormFirst}
 
 
 class Comparison:
@@ -89,7 +79,7 @@ class Comparison:
         data = self._with_states(rows)
         for name, kind in KINDS.items():
             print(f"\n{size} rows, seed {seed}: {name}", flush=True)
-            reached[name] = self._measured(self._trained(data, kind, seed))
+            reached[name] = self._measured(self._trained(data, kind, seed, fitted=name != RANDOM))
         reached["regression"] = self._regression(rows)
         return reached
 
@@ -101,11 +91,12 @@ class Comparison:
         store = np.empty((sum(data.lengths), self.encoder.dim), dtype=np.float32)
         return with_states(data, self.encoder, store, **self.options)
 
-    def _trained(self, data: MultiTaskDataset, kind: type[AttentionPooling], seed: int) -> MultiTaskModel:
+    def _trained(self, data: MultiTaskDataset, kind: type[TaskHead], seed: int, fitted: bool) -> MultiTaskModel:
         set_seed(seed)
         model = MultiTaskModel(self.encoder, self.tasks)
-        for task in self.tasks:
-            model.head(task).attention = kind(self.encoder.dim, model.attention_heads)
+        for task, labels in self.tasks.items():
+            model.heads[head_key(task)] = kind(self.encoder.dim, len(labels), model.attention_heads)
+        model.new = model.new if fitted else set()
         config = MultiTaskConfig(freeze=("encoder",), class_weight="balanced", seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             Trainer(WithStates(model, data, config), config, folder).train()

@@ -2,10 +2,11 @@
 
     python -m benchmarks.keeping DATA WAY [WAY ...]    train and test; a result that is there is kept
 
-From the shipped encoder, 600 topic and 1,200 sentiment rows, another sample of them for each seed, two epochs at 1e-4;
-no dev rows, so that each way is measured after as many steps as the others. The ways:
+From the shipped encoder, 600 topic and 1,200 sentiment rows, another sample of them for each seed, two epochs at the
+default rate; no dev rows, so that each way is measured after as many steps as the others. The ways:
 
     nothing      none of the others
+    random start the same with heads that begin at random, and not as logistic regression
     keep:W       `--keep-similarity W`
     l2-sp:A      the encoder's weights held to their start: A / 2 times their squared distance from it joins the loss
                  (L2-SP, Li, Grandvalet & Davoine 2018, section 3)
@@ -23,7 +24,7 @@ from accelerate.utils import set_seed
 from benchmarks.record import RESULTS, command_line, record
 from benchmarks.strategies import rows_of
 from common.comparison import GRADUAL
-from common.config import MultiTaskConfig
+from common.config import TASK_RATE, MultiTaskConfig
 from common.encoder import SentenceEncoder
 from common.heads import MultiTaskModel
 from common.metrics import correlation, evaluate_tasks
@@ -33,8 +34,9 @@ from common.rows import read_scored_pairs, training_tasks
 from common.train import Trainer
 
 SEEDS = 3
-CONFIG = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-4}
-WAYS = ("nothing", "keep:0.3", "keep:1", "keep:3", "l2-sp:0.01", "l2-sp:0.1", GRADUAL, "layerwise")
+CONFIG = {"epochs": 2}
+RANDOM = "random start"
+WAYS = ("nothing", RANDOM, "keep:0.3", "keep:1", "keep:3", "l2-sp:0.01", "l2-sp:0.1", GRADUAL, "layerwise")
 
 
 class HeldWeights(MultiTaskObjective):
@@ -68,6 +70,8 @@ def train(data: Path, way: str, seed: int) -> dict[str, Any]:
     set_seed(seed)
     rows, asked = rows_of(data, "train", seed), rows_of(data, "test")
     model = MultiTaskModel(SentenceEncoder.from_pretrained(), training_tasks(rows))
+    if way == RANDOM:
+        model.new = set()  # as if its heads had been fitted
     kind = partial(HeldWeights, strength=strength) if name == "l2-sp" else MultiTaskObjective
     with tempfile.TemporaryDirectory() as folder:
         progress = Trainer(kind(model, model.dataset(rows), config), config, folder).train()
@@ -79,7 +83,7 @@ def train(data: Path, way: str, seed: int) -> dict[str, Any]:
 
 
 def result_path(way: str, seed: int) -> Path:
-    return RESULTS / "keeping" / f"{way.replace(':', '-')}-{seed}.json"
+    return RESULTS / "keeping" / f"{way.replace(':', '-').replace(' ', '-')}-{seed}.json"
 
 
 def main() -> None:
@@ -90,7 +94,7 @@ def main() -> None:
         for way in arguments.ways:
             if not result_path(way, seed).is_file():
                 print(f"\n{way}, seed {seed}", flush=True)
-                about = {"way": way, "seed": seed, "training": CONFIG}
+                about = {"way": way, "seed": seed, "training": CONFIG, "learning_rate": TASK_RATE}
                 record(result_path(way, seed), {**about, **train(arguments.data, way, seed)})
 
 

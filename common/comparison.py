@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from common.checkpoint import CHECKPOINT, model_digest
 from common.config import MultiTaskConfig
@@ -76,10 +77,11 @@ class Setting:
 class Outcome:
     """One training: each task's test results, and what became of the encoder.
 
-    `moved` is, for each stage, the length of its change over its length at the start. `similarity_kept` is Spearman's
-    correlation of the pairs' similarities before and after; `scored` that with their scores, before and after.
-    `dev_scores` are (step, macro F1 averaged over the tasks) at each evaluation; `gradients` is, for each stage, the
-    norm of its gradient before clipping, averaged over each of (up to) 20 equal stretches of the training.
+    `moved` is, for each stage, the length of its change over its length at the start (those that begin at zero are left
+    out). `similarity_kept` is Spearman's correlation of the pairs' similarities before and after; `scored` that with
+    their scores, before and after. `dev_scores` are (step, macro F1 averaged over the tasks) at each evaluation;
+    `gradients` is, for each stage, the norm of its gradient before clipping, averaged over each of (up to) 20 equal
+    stretches of the training.
     """
 
     strategy: str
@@ -198,19 +200,18 @@ class Training:
         setting, config = self.setting, self.setting.config_for(self.strategy, self.seed)
         set_seed(self.seed)
         model = MultiTaskModel(load_encoder(setting.encoder), training_tasks(setting.train, setting.tasks))
-        start = {name: copied(stage) for name, stage in model.named_stages().items()}
         train, dev, test = (model.dataset(rows) for rows in (setting.train, setting.dev, setting.test))
         trainer = MultiTaskTrainer(model, train, config, output=folder, dev=dev, watch=True)
         progress = trainer.train(resume, overwrite=not resume)
         best = MultiTaskModel.from_pretrained(folder).to(trainer.device)
-        after = setting.similarities(best.encoder)
+        begun, after = trainer.objective.begun, setting.similarities(best.encoder)
         names, scores = ("rows", "accuracy", "macro_recall", "macro_f1"), setting.pairs.scores
         results = evaluate_tasks(best, test, precision=trainer.precision)
         return Outcome(
             strategy=self.strategy,
             seed=self.seed,
             test={task: {name: result[name] for name in names} for task, result in results.items()},
-            moved={name: distance(start[name], copied(stage)) for name, stage in best.named_stages().items()},
+            moved={name: moved(begun[name], stage) for name, stage in best.named_stages().items() if begun[name].any()},
             similarity_kept=spearman(before, after),
             scored=(spearman(before, scores), spearman(after, scores)) if scores else None,
             dev_scores=[(row["step"], row["dev score"]) for row in progress.history],
@@ -224,11 +225,7 @@ def stretches(values: Sequence[float]) -> list[float]:
     return [float(stretch.mean()) for stretch in np.array_split(values, min(GRADIENT_POINTS, len(values)))]
 
 
-def copied(stage: nn.Module) -> Tensor:
-    """All parameters of a stage as one vector on the CPU."""
-    return torch.cat([parameter.detach().flatten().cpu().clone() for parameter in stage.parameters()])
-
-
-def distance(start: Tensor, end: Tensor) -> float:
-    """The length of the change of a vector over its length at the start."""
-    return float((end - start).norm() / start.norm().clamp(min=1e-12))
+@torch.no_grad()
+def moved(begun: Tensor, stage: nn.Module) -> float:
+    """The length of the change of a stage's parameters over their length as it began."""
+    return float((parameters_to_vector(stage.parameters()) - begun).norm() / begun.norm())

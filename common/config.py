@@ -17,7 +17,7 @@ STRATEGIES = "layerwise, uniform, decay:X (such as decay:0.9), or a .json file o
 HEAD_KINDS = ("attention", "linear")
 # Learning rates. For an encoder: from a trained one, from random weights, from a teacher's embeddings.
 FINE_TUNING_RATE, SCRATCH_RATE, DISTILLATION_RATE = 2e-5, 1e-4, 2e-4
-TASK_RATE, TASK_SCRATCH_RATE = 1e-4, 2e-4  # for tasks; see `task_rate`
+TASK_RATE, TASK_SCRATCH_RATE = 5e-5, 2e-4  # for tasks, chosen by benchmarks/defaults.py; from random weights
 TASK_EPOCHS, LEAST_STEPS = 5, 100
 EVALUATIONS = 10
 SIMILARITY_WEIGHT = 5.0  # in a distillation, of the similarities against the distances
@@ -68,14 +68,6 @@ class TrainingConfig(Config):
     def evaluation_steps(self, rows: int) -> int:
         """The steps between two evaluations."""
         return self.evaluate_every or max(self.steps_per_epoch(rows), self.total_steps(rows) // EVALUATIONS)
-
-
-def task_rate(encoder: str | None, from_scratch: bool = False) -> float:
-    """The default learning rate for tasks, from the shipped encoder (None) or another; higher from random weights.
-
-    Chosen for the shipped encoder (benchmarks/defaults.py); for others, usually of 12 layers, as in Devlin et al. 2019.
-    """
-    return TASK_SCRATCH_RATE if from_scratch else FINE_TUNING_RATE if encoder else TASK_RATE
 
 
 def task_weight(text: str) -> tuple[str, float]:

@@ -109,6 +109,10 @@ class MultiTaskDataset(Dataset):
         """How many rows have a label for a task."""
         return sum(value != UNLABELLED for value in self.classes[task])
 
+    def has_every_label(self, task: str) -> bool:
+        """Whether a task has labels to tell apart, and rows for each of them."""
+        return len(set(self.classes[task]) - {UNLABELLED}) == len(self.tasks[task]) > 1
+
     def digest(self) -> str:
         """The same for the same rows and labels in the same order, whatever the files they came from."""
         return digest(self.ids, self.classes, self.tasks)

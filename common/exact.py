@@ -1,5 +1,10 @@
-"""Linear heads on a frozen encoder, fitted exactly and at once: logistic regression, scikit-learn's."""
+"""Classifiers fitted at once to what an encoder makes of the texts: logistic regression, scikit-learn's.
 
+Linear heads on a frozen encoder take no other training. All other new heads begin so: training then goes on from what
+the encoder knows already, and moves it less than for heads that begin at random (Kumar et al. 2022).
+"""
+
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,14 +14,15 @@ from torch import Tensor
 
 from common.cli import progress_bar
 from common.data import UNLABELLED, MultiTaskDataset
-from common.devices import interleaved, share_of
+from common.devices import copy_from_main, interleaved, share_of
 from common.freezing import is_frozen
-from common.heads import LinearHead, MultiTaskModel
+from common.heads import Head, MultiTaskModel
 from common.readers import chunked
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # C: the smaller, the more the weights are held to 0
 WITHOUT_DEV = 0.001
-CHUNK = 4096
+CHUNK = 1024
+START_ROWS = 10_000  # of a task at most: more would be slow, and training goes on from there
 
 
 def can_be_fitted(model: MultiTaskModel, data: MultiTaskDataset) -> bool:
@@ -26,12 +32,12 @@ def can_be_fitted(model: MultiTaskModel, data: MultiTaskDataset) -> bool:
     """
     if model.kind != "linear" or not model.encoder_is_frozen:
         return False
-    return all(set(labelled(data, task)[1]) == set(range(len(model.tasks[task]))) for task in to_fit(model, data))
+    return all(map(data.has_every_label, to_fit(model, data)))
 
 
 def to_fit(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:
-    """The tasks that have labels in the data, and a head that is not frozen."""
-    return [task for task in model.tasks if data.labelled(task) and not is_frozen(model.head(task))]
+    """The tasks that have labels in the data, and a head that is new or not frozen."""
+    return [t for t in model.tasks if data.labelled(t) and (t in model.new or not is_frozen(model.head(t)))]
 
 
 def fit_linear_heads(
@@ -41,7 +47,7 @@ def fit_linear_heads(
     class_weight: str = "none",
     **options: Any,
 ) -> dict[str, float]:
-    """Fit the classifier of each task that has labels, and give the C of each; a frozen head stays as it is.
+    """Fit the classifier of each task that has labels, and give the C of each; a frozen head stays, but if it is new.
 
     Multinomial logistic regression with an L2 penalty. C is the one with the highest macro F1 on the dev rows, 0.001
     for a task without any.
@@ -53,11 +59,13 @@ def fit_linear_heads(
     from sklearn.metrics import f1_score
 
     macro_f1 = partial(f1_score, average="macro")
-    embeddings, asked = (embeddings_of(model, part, options) if part else None for part in (data, dev))
-    chosen = {}
-    for task in to_fit(model, data):
+    tasks, chosen = to_fit(model, data), {}
+    if not tasks:
+        return chosen
+    read, asked = (pooled(model, tasks[0], part, range(len(part)), options) if part else None for part in (data, dev))
+    for task in tasks:
         rows, truth = labelled(data, task)
-        fit = partial(fit_classifier, model.head(task), embeddings[rows], truth, class_weight)
+        fit = partial(fit_classifier, model.head(task), read[rows], truth, class_weight)
         chosen[task] = WITHOUT_DEV
         if dev and dev.labelled(task):
             dev_rows, dev_truth = labelled(dev, task)
@@ -65,16 +73,47 @@ def fit_linear_heads(
             chosen[task] = max(scores, key=scores.get)  # of equals the strongest
         fit(chosen[task])
         model.temperatures[task] = 1.0
-    model.untrained -= set(chosen)
+    model.new -= chosen.keys()
+    model.grown -= chosen.keys()
     return chosen
 
 
-def embeddings_of(model: MultiTaskModel, data: MultiTaskDataset, options: dict[str, Any]) -> Tensor:
-    """The (rows, dim) embeddings of a data set's texts, unit rows, on the CPU. The processes share the work."""
-    own, parts = share_of(data.texts), []
-    with progress_bar(len(own), " texts", "frozen encoder, once") as bar:
+def fit_new_heads(
+    model: MultiTaskModel, data: MultiTaskDataset, class_weight: str = "none", seed: int = 0, **options: Any
+) -> None:
+    """Fit the classifiers of new heads, frozen ones too, where each of their labels has a row; C is 0.001.
+
+    Args:
+        seed: which rows are taken of a task that has more than START_ROWS.
+        options: as for `fit_linear_heads`.
+    """
+    draw, taken = np.random.default_rng(seed), {}
+    for task in model.tasks:
+        if task in model.new and data.has_every_label(task):
+            rows, truth = labelled(data, task)
+            order = draw.permutation(len(rows))
+            firsts = np.unique(truth[order], return_index=True)[1]  # of each label
+            some = order[np.union1d(firsts, np.arange(min(len(order), START_ROWS)))]
+            taken[task] = rows[some], truth[some]
+    if not taken:
+        return
+    every = np.unique(np.concatenate([rows for rows, _ in taken.values()]))
+    read = pooled(model, next(iter(taken)), data, every, options)
+    for task, (rows, truth) in taken.items():
+        fit_classifier(model.head(task), read[np.searchsorted(every, rows)], truth, class_weight, WITHOUT_DEV)
+
+
+def pooled(
+    model: MultiTaskModel, task: str, data: MultiTaskDataset, rows: Sequence[int], options: dict[str, Any]
+) -> Tensor:
+    """What the head of a task pools of some rows, and all heads that are linear or new: (rows, dim), on the CPU.
+
+    The processes share the work.
+    """
+    own, parts = share_of(rows), []
+    with progress_bar(len(own), " texts", "embeddings for the heads") as bar:
         for chunk in chunked(own, CHUNK):
-            parts.extend(model.encoder.encode(chunk, **options))
+            parts.extend(model.pooled(task, [data[i] for i in chunk], **options).numpy())
             bar.update(len(chunk))
     return torch.from_numpy(np.asarray(interleaved(parts)))
 
@@ -87,20 +126,21 @@ def labelled(data: MultiTaskDataset, task: str) -> tuple[np.ndarray, np.ndarray]
 
 
 @torch.no_grad()
-def fit_classifier(head: LinearHead, embeddings: Tensor, truth: np.ndarray, class_weight: str, strength: float) -> Any:
-    """Put into a head's classifier what logistic regression of (rows, dim) embeddings on (rows,) classes finds.
+def fit_classifier(head: Head, pooled: Tensor, truth: np.ndarray, class_weight: str, strength: float) -> Any:
+    """Put into a head's classifier what logistic regression of what it pools, (rows, dim), on (rows,) classes finds.
 
-    Gives the function from (rows, dim) embeddings to (rows, classes) logits, both on the CPU.
+    Gives the function from what is pooled to (rows, classes) logits, both on the CPU.
     """
     from sklearn.linear_model import LogisticRegression
 
     device = head.classifier.weight.device
-    weight = None if class_weight == "none" else class_weight
-    regression = LogisticRegression(C=strength, class_weight=weight, max_iter=2000)
-    regression.fit(head.features(embeddings.to(device)).cpu().numpy(), truth)
+    regression = LogisticRegression(
+        C=strength, class_weight=None if class_weight == "none" else class_weight, max_iter=2000
+    ).fit(head.norm(pooled.to(device)).cpu().numpy(), truth)
     weights, biases = regression.coef_, regression.intercept_
     if len(regression.classes_) == 2:  # one row, of the second class against the first
         weights, biases = (np.concatenate([-values, values]) / 2 for values in (weights, biases))
     head.classifier.weight.copy_(torch.from_numpy(weights))
     head.classifier.bias.copy_(torch.from_numpy(biases))
-    return torch.no_grad()(lambda asked: head.classifier(head.features(asked.to(device))).cpu())
+    copy_from_main(head.classifier.weight, head.classifier.bias)
+    return torch.no_grad()(lambda asked: head.classifier(head.norm(asked.to(device))).cpu())

@@ -1,10 +1,10 @@
 """One shared encoder with a head for each task: its own layer norm, its own attention, its own classifier."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,23 +27,24 @@ from common.rows import LabelledRows
 
 HEADS, TASKS = "heads.safetensors", "tasks.json"
 DROPOUT = 0.1
+SHARPNESS = 5.0  # at the rates of fine-tuning queries stay small: with a factor of 1 attention stayed even
+Found = TypeVar("Found")
 
 
 class AttentionPooling(nn.Module):
-    """Token states to one vector, by what a learned query finds in them.
+    """Token states to one vector, by what learned queries find in them.
 
-    Multi-head attention (Vaswani et al. 2017, section 3.2.2) with one query a head, learned rather than
-    computed: each task asks its own question of the text, and so looks at other words.
+    Multi-head attention (Vaswani et al. 2017, section 3.2.2) with one query an attention head, learned rather than
+    computed, and the states themselves as keys, normed, and as values: a query is asked of whole states, and weighs its
+    attention head's part of them. Each task asks its own questions, and so looks at other words. They begin at zero:
+    all words count alike, and the vector is the mean.
     """
 
     def __init__(self, dim: int, attention_heads: int) -> None:
         super().__init__()
         if dim % attention_heads:
             raise UserError(f"a width of {dim} is no multiple of {attention_heads} attention heads")
-        self.query = nn.Parameter(torch.randn(attention_heads, dim // attention_heads))  # (heads, width)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.output = nn.Linear(dim, dim)
+        self.query = nn.Parameter(torch.zeros(attention_heads, dim))
 
     def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, length, dim) and a (batch, length) mask to (batch, dim) and the (batch, length) attention paid.
@@ -51,27 +52,40 @@ class AttentionPooling(nn.Module):
         The attention is the mean over the attention heads: zero at masked positions, one in sum over the rest.
         """
         batch, length, dim = states.shape
-        heads, width = self.query.shape
-        key = self.key(states).view(batch, length, heads, width)
-        value = self.value(states).view(batch, length, heads, width)
-        scores = torch.einsum("hw,blhw->bhl", self.query, key) / width**0.5  # (batch, heads, length)
+        keys = F.layer_norm(states, (dim,))
+        scores = SHARPNESS * torch.einsum("hd,bld->bhl", self.query, keys)
         mask = attention_mask.bool()[:, None]  # (batch, 1, length)
         weights = scores.float().masked_fill(~mask, -torch.inf).softmax(dim=-1)  # (batch, heads, length)
-        attended = torch.einsum("bhl,blhw->bhw", weights.to(value.dtype), value)  # (batch, heads, width)
-        attended = attended.reshape(batch, dim)  # the attention heads side by side
-        return self.output(attended), weights.mean(dim=1)
+        parts = states.view(batch, length, len(self.query), -1)
+        attended = torch.einsum("bhl,blhw->bhw", weights.to(parts.dtype), parts)  # (batch, heads, width)
+        return attended.reshape(batch, dim), weights.mean(dim=1)  # the attention heads' parts side by side
 
 
 class Head(nn.Module):
-    """What classifies a text for one task, with its own layer norm; a subclass says from what."""
+    """Classifies a text for one task from the shared encoder's token states: pooling, layer norm, dropout, classifier.
 
-    norm: nn.LayerNorm
-    dropout: nn.Dropout
-    classifier: nn.Linear
+    The norm comes after the pooling: before it, it would take from the states their lengths, by which the encoder says
+    how much each token counts. A subclass says how it pools.
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-12)  # the length of what is pooled makes no difference
+        self.dropout = nn.Dropout(DROPOUT)
+        self.classifier = nn.Linear(dim, classes)
 
     def layers(self) -> list[nn.Module]:
         """The layers that have parameters, in order from the encoder, dropout with the one that reads it."""
         return [self.norm, nn.ModuleList([self.dropout, self.classifier])]
+
+    def attend(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, length, dim) states and a (batch, length) mask to (batch, dim), and the (batch, length) attention."""
+        raise NotImplementedError
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, length, dim) states and (batch, length) mask to (batch, classes) and (batch, length) attention."""
+        pooled, attention = self.attend(states, attention_mask)
+        return self.classifier(self.dropout(self.norm(pooled))), attention
 
     @torch.no_grad()
     def grow_from(self, smaller: "Head") -> None:
@@ -88,45 +102,29 @@ class Head(nn.Module):
 
 
 class TaskHead(Head):
-    """Classifies a text from the shared encoder's token states: layer norm, attention, dropout, classifier."""
+    """Pools by an attention of its own: each task looks at other words."""
 
     def __init__(self, dim: int, classes: int, attention_heads: int = 8) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        super().__init__(dim, classes)
         self.attention = AttentionPooling(dim, attention_heads)
-        self.dropout = nn.Dropout(DROPOUT)
-        self.classifier = nn.Linear(dim, classes)
 
     def layers(self) -> list[nn.Module]:
-        """The layers that have parameters, in order from the encoder, dropout with the one that reads it."""
-        norm, classifier = super().layers()
-        return [norm, self.attention, classifier]
+        return [self.attention, *super().layers()]
 
-    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, length, dim) states and (batch, length) mask to (batch, classes) and (batch, length) attention."""
-        attended, attention = self.attention(self.norm(states), attention_mask)
-        return self.classifier(self.dropout(attended)), attention
+    def attend(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attention(states, attention_mask)
 
 
 class LinearHead(Head):
-    """Classifies a text from its sentence embedding: layer norm, dropout, classifier."""
+    """Pools as the encoder does: a classifier of the sentence embedding. Its attention is even over the real tokens."""
 
     def __init__(self, dim: int, classes: int, pooling: str = "mean") -> None:
-        super().__init__()
+        super().__init__(dim, classes)
         self.pooling = pooling
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(DROPOUT)
-        self.classifier = nn.Linear(dim, classes)
 
-    def features(self, embeddings: Tensor) -> Tensor:
-        """What the classifier reads of (rows, dim) embeddings, unit rows: (rows, dim)."""
-        return self.norm(embeddings * embeddings.size(-1) ** 0.5)
-
-    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As TaskHead's; the attention is even over the real tokens."""
-        embeddings = F.normalize(pool(states.float(), attention_mask, self.pooling), dim=-1)
+    def attend(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         even = attention_mask / attention_mask.sum(dim=1, keepdim=True)
-        return self.classifier(self.dropout(self.features(embeddings))), even
+        return pool(states.float(), attention_mask, self.pooling), even
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,8 @@ class MultiTaskModel(nn.Module):
         kind: of the heads: "attention" (TaskHead) or "linear" (LinearHead).
 
     Attributes:
-        untrained: the tasks whose heads are new, or have new labels.
+        new: the tasks whose heads have learned nothing yet.
+        grown: the tasks whose heads have learned, but not all of their labels.
         temperatures: what each task's logits are divided by before they become probabilities (common/calibration.py).
     """
 
@@ -163,7 +162,7 @@ class MultiTaskModel(nn.Module):
         self.tasks = {task: list(labels) for task, labels in tasks.items()}
         # The encoder's own number of attention heads, where it is known.
         self.attention_heads = attention_heads or getattr(encoder.config, "num_attention_heads", 8)
-        self.untrained = set(self.tasks)
+        self.new, self.grown = set(self.tasks), set()
         self.temperatures = dict.fromkeys(self.tasks, 1.0)
         self.heads = nn.ModuleDict({head_key(task): self._new_head(len(labels)) for task, labels in self.tasks.items()})
 
@@ -175,19 +174,20 @@ class MultiTaskModel(nn.Module):
     def with_tasks(self, tasks: Mapping[str, Sequence[str]]) -> "MultiTaskModel":
         """The same encoder and heads, with a new head for each task that has none yet, and room for new labels.
 
-        Old labels keep their order and their weights; `untrained` names the heads with something new.
+        Old labels keep their order and their weights.
         """
-        grown = {
+        kept = {
             task: [*labels, *(x for x in tasks.get(task, []) if x not in labels)] for task, labels in self.tasks.items()
         }
-        new = {task: labels for task, labels in tasks.items() if task not in self.tasks}
-        model = MultiTaskModel(self.encoder, {**grown, **new}, self.attention_heads, self.kind)
+        added = {task: labels for task, labels in tasks.items() if task not in self.tasks}
+        model = MultiTaskModel(self.encoder, {**kept, **added}, self.attention_heads, self.kind)
         for task, labels in self.tasks.items():
-            if grown[task] == labels:
+            if kept[task] == labels:
                 model.heads[head_key(task)] = self.head(task)
             else:
                 model.head(task).grow_from(self.head(task))
-        model.untrained = self.untrained | {task for task in model.tasks if model.tasks[task] != self.tasks.get(task)}
+        longer = {task for task, labels in self.tasks.items() if kept[task] != labels}
+        model.new, model.grown = self.new | added.keys(), self.grown | (longer - self.new)
         model.temperatures |= self.temperatures
         return model
 
@@ -274,16 +274,30 @@ class MultiTaskModel(nn.Module):
             items: a row's token `ids` each, and its (length, dim) `states` where the encoder has given them already.
         """
         collected = {task: torch.empty(len(items), len(labels)) for task, labels in self.tasks.items()}
-        for indices, output in self._batches(items, batch_tokens, precision):
+        for indices, output in self._batches(self.classify, items, batch_tokens, precision):
             for task, logits in output.logits.items():
                 collected[task][indices] = logits.float().cpu()
         return collected
 
+    def pooled(
+        self, task: str, items: Sequence[Mapping[str, Any]], batch_tokens: int | None = None, precision: str = "auto"
+    ) -> Tensor:
+        """What the head of a task pools, (rows, dim), of items as `logits` takes them."""
+        collected = torch.empty(len(items), self.encoder.dim)
+        for indices, (pooled, _) in self._batches(self.head(task).attend, items, batch_tokens, precision):
+            collected[indices] = pooled.float().cpu()
+        return collected
+
     @torch.inference_mode()
     def _batches(
-        self, items: Sequence[Mapping[str, Any]], batch_tokens: int | None, precision: str
-    ) -> Iterator[tuple[list[int], MultiTaskOutput]]:
-        device, encoder = self.encoder.device, lowered(self.encoder, precision)
+        self,
+        compute: Callable[[Tensor, Tensor], Found],
+        items: Sequence[Mapping[str, Any]],
+        batch_tokens: int | None,
+        precision: str,
+    ) -> Iterator[tuple[list[int], Found]]:
+        """What is computed of the items' states and mask, batch by batch, with the items' places."""
+        device = self.encoder.device
         budget = resolve_batch(batch_tokens, device)
         for indices in token_budget_batches([len(item["ids"]) for item in items], budget):
             input_ids, attention_mask = self.encoder.tokenizer.pad([items[i]["ids"] for i in indices])
@@ -292,9 +306,9 @@ class MultiTaskModel(nn.Module):
                 if "states" in items[indices[0]]:
                     states = pad_states([items[i]["states"] for i in indices]).to(device)
                 else:
-                    states = encoder.token_states(input_ids.to(device), attention_mask)
-                output = self.classify(states, attention_mask)
-            yield indices, output
+                    states = lowered(self.encoder, precision).token_states(input_ids.to(device), attention_mask)
+                found = compute(states, attention_mask)
+            yield indices, found
 
     def predict(
         self, texts: Sequence[str], explain: bool = False, batch_tokens: int | None = None, precision: str = "auto"
@@ -313,7 +327,8 @@ class MultiTaskModel(nn.Module):
         rows = self.encoder.tokenizer(texts)
         words = [self.encoder.tokenizer.words(text) for text in texts] if explain else []
         results: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
-        for indices, output in self._batches([{"ids": row} for row in rows], batch_tokens, precision):
+        items = [{"ids": row} for row in rows]
+        for indices, output in self._batches(self.classify, items, batch_tokens, precision):
             for task, labels in self.tasks.items():
                 probabilities = self.probabilities(task, output.logits[task]).tolist()
                 for place, i in enumerate(indices):
@@ -360,13 +375,13 @@ class MultiTaskModel(nn.Module):
         encoder = load_encoder(folder)
         try:
             described = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-            model = cls(encoder, described["tasks"], described["attention_heads"], described.get("head", HEAD_KINDS[0]))
+            model = cls(encoder, described["tasks"], described["attention_heads"], described["head"])
             model.heads.load_state_dict(load_file(folder / HEADS))
-            model.temperatures |= {task: float(t) for task, t in described.get("temperatures", {}).items()}
+            model.temperatures |= {task: float(t) for task, t in described["temperatures"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{folder}: its {HEADS} or {TASKS} cannot be read ({reason})") from None
-        model.untrained = set()
+        model.new = set()
         return model.eval()
 
 

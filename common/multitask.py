@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import get_total_norm, parameters_to_vector
 
 from common.checkpoint import START, model_digest
 from common.config import MultiTaskConfig
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import processes, share_out, sum_over_processes, wait_for_all
 from common.errors import UserError
+from common.exact import fit_new_heads
 from common.freezing import gradual_unfreezing, is_frozen
 from common.heads import MultiTaskModel
 from common.losses import balanced_class_weights, complete_weights, distance_loss, task_loss, uncertainty_weighted
@@ -32,18 +33,19 @@ SHOWN = (("loss", "loss"), ("accuracy", "accuracy"), ("macro F1", "macro_f1"), (
 class MultiTaskObjective(Objective):
     """Trains a multi-task model on the weighted sum of its tasks' mean losses; each task is tracked on its own.
 
-    With a dev set the model kept is the one with the highest macro F1, averaged over the tasks. What
-    `config.freeze` names is frozen on top of what `model.freeze` froze. With the whole encoder frozen its token states
-    are computed once, before training. `config.keep_similarity` adds the distance of each text's embedding to the one
-    that the starting encoder gives it, so that what is trained still serves to compare texts: learning without
-    forgetting (Li & Hoiem 2017) of similarity.
+    The classifiers of new heads begin as logistic regression (common/exact.py). With a dev set the model kept is the
+    one with the highest macro F1, averaged over the tasks. What `config.freeze` names is frozen on top of what
+    `model.freeze` froze. With the whole encoder frozen its token states are computed once, before training.
+    `config.keep_similarity` adds the distance of each text's embedding to the one that the starting encoder gives it,
+    so that what is trained still serves to compare texts: learning without forgetting (Li & Hoiem 2017) of similarity.
 
     Args:
-        watch: keep the length of each stage's gradient, before clipping, at every step.
+        watch: keep the length of each stage's gradient, before clipping, at every step, and in `begun` each stage's
+            parameters, as one vector, as the training begins.
 
     Raises:
-        UserError: words that name nothing, a new head that would never train, nothing that trains has labels, rates
-            that make no difference.
+        UserError: words that name nothing, a head that would stay at random, nothing that trains has labels, rates that
+            make no difference.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class MultiTaskObjective(Objective):
         self.evaluates, tasks = dev is not None, list(model.tasks)
         fixed = config.balance == "fixed"
         self.class_weights = balanced_class_weights(data) if config.class_weight == "balanced" else {}
+        self.fit_new_heads = partial(fit_new_heads, model, class_weight=config.class_weight, seed=config.seed)
         self.rates = {**learning_rates(config.rates, model, config.learning_rate), OTHER: LOG_VARIANCE_RATE}
         model.freeze(*config.freeze)
         refuse_untrainable(model, data)
@@ -99,7 +102,7 @@ class MultiTaskObjective(Objective):
         return self.model.named_stages()
 
     def prepare(self, folder: Path, **options: Any) -> None:
-        """Compute once what the starting encoder says: all token states where it is frozen, or what is to be kept."""
+        """Compute once what the starting encoder says, be it to train on, to keep, or to fit new heads to."""
         self.data, self.dev = self._texts
         if self.keep_similarity:
             embeddings = share_out(partial(self.model.encoder.encode, **options), self.data.texts)
@@ -108,6 +111,12 @@ class MultiTaskObjective(Objective):
             sets = [data for data in self._texts if data is not None]
             with_states = frozen_data(sets, self.model.encoder, folder, options)
             self.data, self.dev = with_states if self.dev else (with_states[0], None)
+        self.fit_new_heads(self.data, **options)
+        taught = {task for task in self.model.tasks if self.data.labelled(task)}
+        self.model.new, self.model.grown = self.model.new - taught, self.model.grown - taught
+        if self.watch:
+            stages = self.named_stages().items()
+            self.begun = {name: parameters_to_vector(stage.parameters()).detach() for name, stage in stages}
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """A batch of MultiTaskDataset to each task's (rows, classes) logits, and the (rows, dim) embeddings to be kept.
@@ -235,11 +244,11 @@ def learning(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:
 
 
 def refuse_untrainable(model: MultiTaskModel, data: MultiTaskDataset) -> None:
-    """UserError where a new head is frozen, or where nothing that trains has labels to learn from."""
-    if new := [task for task in model.tasks if task in model.untrained and is_frozen(model.head(task))]:
-        raise UserError(
-            f"the head of {', '.join(new)} is new, or has new labels: frozen, it would stay at random", "freeze"
-        )
+    """UserError where a frozen head has labels that it has not learned, or nothing that trains has labels to learn."""
+    for task in model.tasks:
+        fitted = task in model.new and data.has_every_label(task)
+        if task in model.new | model.grown and is_frozen(model.head(task)) and not fitted:
+            raise UserError(f"the head of {task} has labels that it has not learned: it cannot be frozen", "freeze")
     if not learning(model, data):
         raise UserError("nothing that trains has labelled rows to learn from", "freeze")
 

@@ -78,7 +78,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def prepare(self, folder: Path, **options: Any) -> None:
-        """Get ready for the first step, on the device and frozen already; `options` as those of `evaluate`."""
+        """Get ready for the first step, on the device and frozen already; `options` as those of `evaluate`.
+
+        A checkpoint to be resumed is taken up after this.
+        """
 
     def backward(self, step: Step) -> None:
         """Add to the parameters' gradients those that, added up over the processes, are the step's loss's."""

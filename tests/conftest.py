@@ -133,8 +133,9 @@ def ours(tiny_encoder) -> MultiTaskModel:
 
 @pytest.fixture
 def still(ours) -> MultiTaskModel:
-    """A model without dropout, to be compared with another computation."""
+    """A model without dropout, whose training begins with its heads as they are: for another computation beside it."""
     ours.set_dropout(0.0)
+    ours.new = set()
     return ours
 
 

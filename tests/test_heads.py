@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from common.data import pad_states
 from common.encoder import SentenceEncoder
 from common.errors import UserError
-from common.heads import AttentionPooling, MultiTaskModel, TaskHead
+from common.heads import SHARPNESS, AttentionPooling, LinearHead, MultiTaskModel, TaskHead
 from common.load import load_encoder
 from common.pretrained import PretrainedEncoder
 from tests.conftest import tiny_transformer
@@ -42,33 +42,40 @@ def test_attention_is_zero_on_padding_and_adds_up_to_one(model):
         torch.testing.assert_close(attention.sum(dim=1), torch.ones(len(TEXTS)))
 
 
-def test_attention_pooling_is_torchs_attention_with_a_learned_query():
+def test_attention_pooling_is_torchs_attention_with_learned_queries():
     pooling, states = AttentionPooling(12, 3), torch.randn(2, 5, 12)
+    torch.nn.init.normal_(pooling.query)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    reference = torch.nn.MultiheadAttention(12, 3, batch_first=True, bias=True)
-    weight = torch.cat([torch.eye(12), pooling.key.weight, pooling.value.weight])
-    bias = torch.cat([torch.zeros(12), pooling.key.bias, pooling.value.bias])
-    reference.load_state_dict(
-        {
-            "in_proj_weight": weight,
-            "in_proj_bias": bias,
-            "out_proj.weight": pooling.output.weight,
-            "out_proj.bias": pooling.output.bias,
-        }
+    parts = states.view(2, 5, 3, 4).transpose(1, 2)  # (batch, heads, length, width)
+    keys, queries = (
+        F.layer_norm(states, (12,))[:, None].expand(2, 3, 5, 12),
+        pooling.query[None, :, None].expand(2, 3, 1, 12),
     )
-    query = pooling.query.flatten().expand(2, 1, 12)
-    expected, expected_weights = reference(query, states, states, key_padding_mask=mask == 0)
+    real = mask[:, None, None].bool()
+    expected = F.scaled_dot_product_attention(queries, keys, parts, real, scale=SHARPNESS)
+    eye = torch.eye(5).expand(2, 3, 5, 5)  # to attend to is to find the weights
+    expected_weights = F.scaled_dot_product_attention(queries, keys, eye, real, scale=SHARPNESS).mean(dim=1)
     attended, weights = pooling(states, mask)
-    torch.testing.assert_close(attended, expected[:, 0])
+    torch.testing.assert_close(attended, expected.flatten(1))
     torch.testing.assert_close(weights, expected_weights[:, 0])
 
 
-def test_a_head_is_norm_attention_classifier():
+def test_a_head_is_attention_norm_classifier():
     head, states, mask = TaskHead(12, 4, 3).eval(), torch.randn(2, 5, 12), torch.ones(2, 5)
-    attended, _ = head.attention(F.layer_norm(states, (12,), head.norm.weight, head.norm.bias), mask)
-    torch.testing.assert_close(head(states, mask)[0], attended @ head.classifier.weight.T + head.classifier.bias)
+    torch.nn.init.normal_(head.attention.query)
+    attended, _ = head.attention(states, mask)
+    features = F.layer_norm(attended, (12,), eps=1e-12)
+    torch.testing.assert_close(head(states, mask)[0], features @ head.classifier.weight.T + head.classifier.bias)
     held = [id(p) for layer in head.layers() for p in layer.parameters()]
     assert sorted(held) == sorted(map(id, head.parameters()))
+
+
+def test_an_attention_head_begins_as_the_linear_head_of_the_mean():
+    attending, linear = TaskHead(12, 4, 3).eval(), LinearHead(12, 4, "mean").eval()
+    linear.classifier = attending.classifier
+    states, mask = torch.randn(2, 5, 12), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    for ours, theirs in zip(attending(states, mask), linear(states, mask), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_logits_do_not_depend_on_padding(model):
@@ -142,6 +149,7 @@ def test_predict_gives_labels_and_probabilities_in_the_order_given(model):
 
 def test_explaining_gives_each_words_share_of_attention(model):
     text = "Unaffable wombats, naïve café!"
+    torch.nn.init.normal_(model.head("topic").attention.query)
     result = model.predict(["longer than the other text by far, it is", text], explain=True)[1]
     for task in TASKS:
         words, shares = zip(*result[task]["attention"], strict=True)
@@ -187,13 +195,13 @@ def test_heads_sit_on_any_transformers_encoder(tokenizer, tmp_path):
 
 
 def test_a_new_model_has_trained_no_head_and_an_opened_one_all(model, tmp_path):
-    assert model.untrained == {"topic", "sentiment"}
+    assert model.new == {"topic", "sentiment"}
     model.save_pretrained(tmp_path)
-    assert MultiTaskModel.from_pretrained(tmp_path).untrained == set()
+    assert MultiTaskModel.from_pretrained(tmp_path).new == set()
 
 
 def test_an_added_task_leaves_the_heads_there_are_as_they_were(model):
-    model.untrained = set()
+    model.new = set()
     more = model.with_tasks({"mood": ["low", "high"], "topic": ["Sports"]})
     assert more.tasks == {**TASKS, "mood": ["low", "high"]}
     before, after = model(*batch_of(model)), more.eval()(*batch_of(model))
@@ -202,21 +210,22 @@ def test_an_added_task_leaves_the_heads_there_are_as_they_were(model):
     assert more.encoder is model.encoder
 
 
-@pytest.mark.parametrize(("untrained", "expected"), [(set(), {"mood"}), ({"topic"}, {"topic", "mood"})])
-def test_with_an_added_task_the_new_head_is_untrained_beside_those_that_were(model, untrained, expected):
-    model.untrained = untrained
-    assert model.with_tasks({**TASKS, "mood": ["low", "high"]}).untrained == expected
-    assert model.untrained == untrained
+@pytest.mark.parametrize(("new", "expected"), [(set(), {"mood"}), ({"topic"}, {"topic", "mood"})])
+def test_with_an_added_task_the_added_head_is_new_beside_those_that_were(model, new, expected):
+    model.new = new
+    more = model.with_tasks({**TASKS, "mood": ["low", "high"]})
+    assert more.new == expected and more.grown == set()
+    assert model.new == new
 
 
 def test_a_head_grows_by_new_labels_and_says_of_the_old_ones_what_it_did(model):
-    model.untrained = set()
-    more = model.with_tasks({"topic": ["Art", "Sports"]}).eval()
-    assert more.tasks == {**TASKS, "topic": ["Science", "Sports", "Art"]}
-    assert more.untrained == {"topic"}
+    model.new = {"sentiment"}
+    more = model.with_tasks({"topic": ["Art", "Sports"], "sentiment": ["Mixed"]}).eval()
+    assert more.tasks == {"topic": ["Science", "Sports", "Art"], "sentiment": [*TASKS["sentiment"], "Mixed"]}
+    assert more.grown == {"topic"} and more.new == {"sentiment"}
     before, after = model(*batch_of(model)), more(*batch_of(model))
     assert torch.equal(before["topic"], after["topic"][:, :2])
-    assert torch.equal(before["sentiment"], after["sentiment"])
+    torch.testing.assert_close(before["sentiment"], after["sentiment"][:, :3])
     torch.testing.assert_close(after["topic"][:, 2], before["topic"].mean(dim=1))
 
 

@@ -224,7 +224,7 @@ def test_without_weight_nothing_is_kept_or_computed(ours, tmp_path):
     ("frozen", "reset"), [((), True), (("encoder",), True), (("encoder", "head:topic"), False), (("head:topic",), True)]
 )
 def test_what_training_moves_is_no_longer_calibrated(ours, tmp_path, frozen, reset):
-    ours.untrained, ours.temperatures = set(), {"topic": 3.0, "sentiment": 3.0}
+    ours.new, ours.temperatures = set(), {"topic": 3.0, "sentiment": 3.0}
     trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=frozen))
     assert ours.temperatures == {"topic": 1.0 if reset else 3.0, "sentiment": 1.0}
 

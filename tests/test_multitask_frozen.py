@@ -25,7 +25,7 @@ def gradual(epochs):
 
 @pytest.mark.parametrize("words", [("encoder",), ("head:topic",), ("stages:0-1",), ("head:topic", "head:sentiment")])
 def test_what_is_frozen_keeps_every_bit_and_all_else_moves(words, model, tmp_path):
-    model.untrained = set()
+    model.new = set()
     before, frozen = copied(model), model.frozen_stages(*words)
     trainer = trainer_for(model, tmp_path, dataclasses.replace(CONFIG, freeze=words))
     trainer.train()
@@ -58,7 +58,7 @@ def test_a_frozen_stage_has_no_dropout_and_the_rest_has(ours):
 
 
 def test_a_frozen_head_has_no_dropout(ours, tmp_path):
-    ours.untrained, seen = set(), []
+    ours.new, seen = set(), []
     trainer = trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
     backward = trainer._backward
     modes = lambda: [ours.head(task).dropout.training for task in TASKS]  # noqa: E731
@@ -152,20 +152,24 @@ def test_a_frozen_encoder_cannot_thaw(ours, tmp_path):
 
 
 def test_a_frozen_head_still_teaches_the_encoder(still, tmp_path):
-    still.untrained = set()
+    still.new = set()
     _, gradients = one_step(still, tmp_path, {"sentiment": [UNLABELLED] * len(TEXTS)}, freeze=("head:topic",))
     assert gradients["encoder.layers.0.feed_forward.weight"].abs().sum() > 0
     assert not [name for name in gradients if name.startswith("heads.task topic")]
 
 
-def test_a_new_head_that_would_never_train_is_refused(ours, tmp_path):
-    with pytest.raises(UserError, match="freeze: the head of topic is new"):
-        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))
+@pytest.mark.parametrize("state", ["new", "grown"])
+def test_a_frozen_head_with_labels_that_it_will_not_learn_is_refused(state, ours, tmp_path):
+    ours.new, ours.grown = set(), set()
+    setattr(ours, state, {"topic"})
+    only = {"topic": [1] * len(TEXTS)}
+    with pytest.raises(UserError, match="freeze: the head of topic has labels that it has not learned"):
+        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)), only)
 
 
 @pytest.mark.parametrize("words", [("encoder", "head:topic"), ("all",)])
 def test_a_training_in_which_nothing_that_trains_has_labels_is_refused(words, ours, tmp_path):
-    ours.untrained, unlabelled = set(), {"sentiment": [UNLABELLED] * len(TEXTS)}
+    ours.new, unlabelled = set(), {"sentiment": [UNLABELLED] * len(TEXTS)}
     with pytest.raises(UserError, match="nothing that trains has labelled rows"):
         trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=words), unlabelled)
 
@@ -177,3 +181,14 @@ def test_a_second_training_of_the_same_objective_begins_with_the_texts(ours, tmp
     ours.encoder.layers[0].feed_forward.bias.data += 1
     Trainer(trainer.objective, FROZEN, tmp_path / "b").train()
     assert not torch.equal(first[0], trainer.objective.data.states[0])
+
+
+def test_a_head_stays_new_until_it_has_rows(ours, tmp_path):
+    trainer_for(ours, tmp_path, classes={"sentiment": [UNLABELLED] * len(TEXTS)}).train()
+    assert ours.new == {"sentiment"}
+
+
+def test_a_grown_head_is_not_frozen_though_its_labels_have_rows(ours, tmp_path):
+    ours.new, ours.grown = set(), {"topic"}
+    with pytest.raises(UserError, match="freeze: the head of topic has labels that it has not learned"):
+        trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, freeze=("head:topic",)))

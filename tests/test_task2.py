@@ -147,13 +147,9 @@ MISTAKES = {
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "encoder", "--unfreeze", "gradual"],
         "--unfreeze: needs an encoder that is not all frozen",
     ),
-    "freeze an untrained head": (
+    "freeze all of a new model": (
         ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "all"],
-        "the head of topic, mood is new",
-    ),
-    "freeze one untrained head": (
-        ["train", "{data}", "--output", "o", "--encoder", "{encoder}", "--freeze", "head:topic"],
-        "the head of topic is new",
+        "--freeze: nothing that trains has labelled rows to learn from",
     ),
     "freeze what has labels": (
         ["train", "{topics}", "--output", "o", "--model", "{model}", "--freeze", "encoder", "--freeze", "head:topic"],

@@ -261,12 +261,13 @@ def test_what_trains_is_shown_before_it_does(labelled, tiny_folder, tmp_path, ca
         ["train", str(labelled), "--encoder", str(tiny_folder), "--output", str(tmp_path / "o"), *QUICK, *options]
     )
     said = capsys.readouterr().out
+    assert "heads that begin as logistic regression on these rows: topic, mood\n" in said
     assert re.search(r"^embeddings +[\d,]+ +frozen$", said, re.M)
     assert re.search(r"^layer 2 +[\d,]+ +0\.001 +0\.3$", said, re.M)
 
 
 @pytest.mark.parametrize(
-    ("start", "rate"), [({}, 1e-4), ({"model": "m"}, 1e-4), ({"encoder": "e"}, 2e-5), ({"from_scratch": True}, 2e-4)]
+    ("start", "rate"), [({}, 5e-5), ({"model": "m"}, 5e-5), ({"encoder": "e"}, 5e-5), ({"from_scratch": True}, 2e-4)]
 )
 def test_the_default_rate_depends_on_the_start(start, rate):
     assert task2.Train(files=("a.csv",), output="o", **start).learning_rate == rate
@@ -434,13 +435,6 @@ def test_labels_added_to_linear_heads_leave_the_old_ones(labelled, write_csv, ti
     weights = [model.head("topic").classifier.weight for model in (old, new)]
     assert weights[0].abs().max() > 1e-3
     torch.testing.assert_close(weights[1][:2], weights[0], atol=1e-5, rtol=0)
-
-
-def test_a_model_of_before_there_were_linear_heads_opens(trained):
-    described = json.loads((trained / "tasks.json").read_text())
-    (trained / "tasks.json").write_text(json.dumps({name: described[name] for name in ("tasks", "attention_heads")}))
-    model = MultiTaskModel.from_pretrained(trained)
-    assert (model.kind, set(model.temperatures.values())) == ("attention", {1.0})
 
 
 def test_the_temperatures_that_dev_rows_ask_for_are_saved(write_csv, tiny_folder, trained, tmp_path):

@@ -52,7 +52,7 @@ def test_the_plan_names_every_stage_with_its_rate(tiny_folder, capsys):
 
 def test_the_plan_has_the_rate_that_training_would_have(tiny_folder, capsys):
     task4.main(["plan", "--encoder", str(tiny_folder), "--rates", "uniform", "--json"])
-    assert {line["rate"] for line in json.loads(capsys.readouterr().out)} == {2e-5}
+    assert {line["rate"] for line in json.loads(capsys.readouterr().out)} == {5e-5}
 
 
 def test_a_plan_for_another_architecture_and_other_rates(tmp_path, capsys):
@@ -106,7 +106,8 @@ def test_an_outcome_tells_how_the_training_went(comparing, tmp_path):
     task4.main([*comparing, "--strategies", "gradual", "--max-steps", "30", "--evaluate-every", "10"])
     result = json.loads((tmp_path / "out" / "gradual-0" / "result.json").read_text())
     assert [step for step, _ in result["dev_scores"]] == [10, 20, 30]
-    assert list(result["gradients"]) == list(result["moved"])
+    zero = ["topic head 1", "mood head 1"]  # attention begins even
+    assert [stage for stage in result["gradients"] if stage not in zero] == list(result["moved"])
     assert {len(norms) for norms in result["gradients"].values()} == {20}
     assert result["gradients"]["embeddings"][0] == 0 < result["gradients"]["embeddings"][-1]
 
