@@ -29,7 +29,10 @@ def costs() -> Table:
 
 
 def frozen_results(target: str, scenario: str, size: int, encoder: str = "") -> list[dict[str, float]]:
-    """What the trainings of one scenario reached; `encoder`: "first", the one that shipped first."""
+    """What the trainings of one scenario reached; `encoder`: "first", the one that shipped first.
+
+    "earlier" is the present one with the earlier heads and the rate that they had.
+    """
     paths = [freezing.result_path(target, scenario, size, seed) for seed in range(freezing.SEEDS)]
     return [found["reached"] for found in load_all(path.parent / encoder / path.name for path in paths)]
 
@@ -57,6 +60,16 @@ def freezing_differences(encoder: str = "") -> Table:
                 ]
                 rows.append([f"{size:,}", scenario, *cells])
     return Table(["rows", "frozen, less nothing frozen", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
+
+
+def less_earlier_heads() -> Table:
+    """What the same rows give with the heads and the rate of today, less with those of before."""
+    rows = []
+    for scenario in ("nothing", "the lower half", "the encoder"):
+        today, earlier = (frozen_results("both", scenario, 1_000, folder) for folder in ("", "earlier"))
+        names = (*TASKS, "stsb_test")
+        rows.append([scenario, *(difference(n, [f[n] for f in today], [f[n] for f in earlier]) for n in names)])
+    return Table(["frozen", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
 
 
 def short_freezing() -> Table:

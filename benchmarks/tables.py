@@ -42,6 +42,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "costs": freezing_tables.costs,
     "freezing": freezing_tables.freezing_scenarios,
     "freezing-first": partial(freezing_tables.freezing_scenarios, "first"),
+    "less-earlier-heads": freezing_tables.less_earlier_heads,
     "freezing-differences": freezing_tables.freezing_differences,
     "near-and-far": freezing_tables.near_and_far,
     "near-and-far-differences": freezing_tables.near_and_far_differences,
