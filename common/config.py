@@ -17,7 +17,7 @@ STRATEGIES = "layerwise, uniform, decay:X (such as decay:0.9), or a .json file o
 HEAD_KINDS = ("attention", "linear")
 # Learning rates. For an encoder: from a trained one, from random weights, from a teacher's embeddings.
 FINE_TUNING_RATE, SCRATCH_RATE, DISTILLATION_RATE = 2e-5, 1e-4, 2e-4
-TASK_RATE, TASK_SCRATCH_RATE = 5e-5, 2e-4  # for tasks, chosen by benchmarks/defaults.py; from random weights
+TASK_RATE, TASK_SCRATCH_RATE = 5e-5, 2e-4  # for tasks (benchmarks/README.md, Rate and length); from random weights
 TASK_EPOCHS, LEAST_STEPS = 5, 100
 EVALUATIONS = 10
 SIMILARITY_WEIGHT = 5.0  # in a distillation, of the similarities against the distances

@@ -1,7 +1,7 @@
 """Classifiers fitted at once to what an encoder makes of the texts: logistic regression, scikit-learn's.
 
-Linear heads on a frozen encoder take no other training. All other new heads begin so: training then goes on from what
-the encoder knows already, and moves it less than for heads that begin at random (Kumar et al. 2022).
+Linear heads on a frozen encoder take no other training. All other new heads begin so: an encoder that trains under
+heads of random weights is distorted by their first gradients (Kumar et al. 2022).
 """
 
 from collections.abc import Sequence

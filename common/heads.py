@@ -297,16 +297,17 @@ class MultiTaskModel(nn.Module):
         precision: str,
     ) -> Iterator[tuple[list[int], Found]]:
         """What is computed of the items' states and mask, batch by batch, with the items' places."""
-        device = self.encoder.device
+        device, known = self.encoder.device, bool(items) and "states" in items[0]
+        encoder = self.encoder if known else lowered(self.encoder, precision)
         budget = resolve_batch(batch_tokens, device)
         for indices in token_budget_batches([len(item["ids"]) for item in items], budget):
             input_ids, attention_mask = self.encoder.tokenizer.pad([items[i]["ids"] for i in indices])
             attention_mask = attention_mask.to(device)
             with evaluating(self), autocast(device, precision):
-                if "states" in items[indices[0]]:
+                if known:
                     states = pad_states([items[i]["states"] for i in indices]).to(device)
                 else:
-                    states = lowered(self.encoder, precision).token_states(input_ids.to(device), attention_mask)
+                    states = encoder.token_states(input_ids.to(device), attention_mask)
                 found = compute(states, attention_mask)
             yield indices, found
 
