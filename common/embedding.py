@@ -75,6 +75,15 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def max_padding(self) -> float:
+        """Tokens of padding in a batch beyond which two batches cost less than one.
+
+        An accelerator waits for what starts a batch, so that it is far more there; how much more is an estimate, not
+        timed.
+        """
+        return 128 if self.device.type == "cpu" else 4096
+
     def cut_at(self, max_length: int) -> None:
         """Cut texts at this many tokens from now on, special tokens counted; a saved model remembers it.
 

@@ -5,16 +5,18 @@ The block is BERT's (Devlin et al. 2019; post-norm, GELU), the positions are the
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.attention import Tokens
 from common.bert import COMPACT, from_bert_names, open_backbone, read_compact, to_bert_names
+from common.dropout import Dropout
 from common.embedding import Encoder
 from common.errors import UserError
 from common.folders import POOLINGS, Description, model_folder
@@ -106,7 +108,7 @@ class Embeddings(nn.Module):
         else:
             self.positions = LearnedPositions(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(batch, length) ids to (batch, length, dim)."""
@@ -137,23 +139,21 @@ class TransformerLayer(nn.Module):
         self.activation = activation(config.hidden_act)
         self.feed_forward_output = nn.Linear(config.intermediate_size, dim)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(batch, length, dim) to the same; `attention_mask` (batch, 1, 1, length) is True at real tokens."""
-        batch, length, dim = states.shape
-        projected = self.query_key_value(states).view(batch, length, 3, self.heads, dim // self.heads)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, dim / heads)
+    def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
+        """(tokens, dim) to the same."""
         dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout)
-        attended = self.attention_output(attended.transpose(1, 2).reshape(batch, length, dim))
+        attended = self.attention_output(tokens.attend(self.query_key_value(states), self.heads, dropout))
         states = self.attention_norm(states + self.dropout(attended))
-        expanded = self.activation(self.feed_forward(states))  # (batch, length, intermediate_size)
+        expanded = self.activation(self.feed_forward(states))  # (tokens, intermediate_size)
         return self.feed_forward_norm(states + self.dropout(self.feed_forward_output(expanded)))
 
 
 class SentenceEncoder(Encoder):
     """The project's encoder, and every BERT checkpoint: 6 layers, 8 heads and 768 wide unless told otherwise."""
+
+    max_padding = math.inf  # next to nothing is computed for it
 
     def __init__(self, config: EncoderConfig | None = None, tokenizer: SentenceTokenizer | None = None) -> None:
         super().__init__()
@@ -184,12 +184,11 @@ class SentenceEncoder(Encoder):
                 f"a batch is {input_ids.size(1)} tokens long, but the encoder has "
                 f"{self.config.max_position_embeddings} positions; truncate when tokenizing"
             )
-        # Without padding no mask is needed, and attention is quicker without one.
-        mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
-        states = self.embeddings(input_ids)
+        tokens = Tokens(attention_mask)
+        states = tokens.take(self.embeddings(input_ids))
         for layer in self.layers:
-            states = layer(states, mask)
-        return states
+            states = layer(states, tokens)
+        return tokens.put_back(states)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = SHIPPED) -> "SentenceEncoder":

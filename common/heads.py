@@ -16,6 +16,7 @@ from common.batching import token_budget_batches
 from common.config import HEAD_KINDS
 from common.data import MultiTaskDataset, pad_states
 from common.devices import autocast, resolve_batch
+from common.dropout import Dropout
 from common.embedding import Encoder, evaluating, pool
 from common.errors import UserError
 from common.files import atomic_folder, write_json
@@ -71,7 +72,7 @@ class Head(nn.Module):
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-12)  # the length of what is pooled makes no difference
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
         self.classifier = nn.Linear(dim, classes)
 
     def layers(self) -> list[nn.Module]:

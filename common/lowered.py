@@ -1,11 +1,15 @@
-"""A module's copy in half precision, for inference: cast once, where autocast would cast at every call."""
+"""A module's copy in half precision, for inference: cast once, where autocast would cast at every call.
+
+On a processor its linear layers are packed as well: their weights lie as oneDNN multiplies them, where torch would lay
+them out at every call.
+"""
 
 from copy import deepcopy
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -18,6 +22,32 @@ _copies: WeakKeyDictionary[nn.Module, tuple[list[Any], list[torch.Tensor], nn.Mo
 register_optimizer_step_post_hook(
     lambda optimizer, *_: increment_version([p for group in optimizer.param_groups for p in group["params"]])
 )
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in bf16 that computes the same product, quicker."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), None)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), laid out as usual, for modules that read it."""
+        return self.packed.to_dense()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        return torch.ops.mkldnn._linear_pointwise(vectors, self.packed, self.bias, "none", [], "")
+
+
+def _pack(module: nn.Module) -> None:
+    for name, part in module.named_children():
+        if type(part) is nn.Linear:
+            setattr(module, name, PackedLinear(part))
+        else:
+            _pack(part)
 
 
 def lowered(module: Module, precision: str) -> Module:
@@ -38,5 +68,7 @@ def lowered(module: Module, precision: str) -> Module:
     if known != state:
         cast = {id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in weights}
         copy = deepcopy(module, cast).eval()
+        if dtype == torch.bfloat16 and weights[0].device.type == "cpu" and torch.backends.mkldnn.is_available():
+            _pack(copy)
         _copies[module] = state, weights, copy  # the weights too, for else others might come to lie at their address
     return copy

@@ -98,6 +98,10 @@ class MultiTaskObjective(Objective):
         due = gradual_unfreezing(list(stages), between)
         return {stage: step for stage, step in due.items() if not is_frozen(stages[stage])}
 
+    @property
+    def max_padding(self) -> float:
+        return self.model.encoder.max_padding
+
     def named_stages(self) -> dict[str, nn.Module]:
         return self.model.named_stages()
 

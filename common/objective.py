@@ -73,6 +73,11 @@ class Objective(nn.Module):
     smallest_step = 1
     evaluates = False
 
+    @property
+    def max_padding(self) -> float:
+        """Tokens of padding in a batch beyond which two batches cost less than one."""
+        raise NotImplementedError
+
     def named_stages(self) -> dict[str, nn.Module]:
         """What can be frozen or have a rate of its own, by name, bottom up."""
         raise NotImplementedError

@@ -59,6 +59,10 @@ class SentenceObjective(Objective):
         dev_digest = digest(dev.rows, dev.scores) if dev else None
         self.contents = {"the dev rows": dev_digest, START: model_digest(encoder)}
 
+    @property
+    def max_padding(self) -> float:
+        return self.encoder.max_padding
+
     def named_stages(self) -> dict[str, nn.Module]:
         return self.encoder.named_stages()
 

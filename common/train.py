@@ -49,9 +49,6 @@ from common.objective import Batch, Metrics, Objective, Step
 from common.optim import build_optimizer, schedule_factor
 
 CHECKPOINT_SECONDS = 300
-# Tokens of padding in a batch beyond which two batches cost less than one. An accelerator waits for what starts a
-# batch, so that it is far more there; how much more is an estimate, not timed.
-MAX_PADDING, ACCELERATOR_PADDING = 128, 4096
 
 
 @dataclass
@@ -186,7 +183,7 @@ class Trainer:
     def _share_of_each_step(self) -> Iterator[list[Batch]]:
         """This process's batches of each step that is left, from the same plan on every process."""
         left, data = range(self.progress.step, self.total_steps), self.objective.data
-        padding = MAX_PADDING if self.device.type == "cpu" else ACCELERATOR_PADDING
+        padding = self.objective.max_padding
         for rows in planned_steps(len(data.lengths), self.config.batch_size, self.config.seed, left):
             items = [data[row] for row in share_of(rows)]
             cut = token_budget_batches([item["length"] for item in items], self.config.batch_tokens, padding)

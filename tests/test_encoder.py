@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModel, BertModel
 
+from common.attention import Tokens
 from common.embedding import evaluating, pool
 from common.encoder import EncoderConfig, PositionalEncoding, SentenceEncoder
 from common.errors import UserError
@@ -79,7 +80,7 @@ def test_layer_equals_torchs_own_post_norm_layer():
     real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
     with torch.no_grad():
         expected = reference(states, src_key_padding_mask=~real)
-        torch.testing.assert_close(layer(states, real[:, None, None])[real], expected[real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(layer(states[real], Tokens(real)), expected[real], atol=1e-5, rtol=0)
 
 
 def test_our_folder_opens_in_transformers_with_the_same_states(tiny_encoder, tiny_folder):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.encoder import SentenceEncoder
-from common.lowered import lowered
+from common.lowered import PackedLinear, lowered
 from common.optim import build_optimizer
 
 SENTENCES = ["A cat sat.", "The dog ran across the whole wide field.", "Yes", "One two three four five six seven."]
@@ -90,3 +90,16 @@ def test_auto_is_half_precision_where_the_processor_computes_in_it(tiny_encoder,
     np.testing.assert_array_equal(tiny_encoder.encode(SENTENCES), full)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     np.testing.assert_array_equal(tiny_encoder.encode(SENTENCES), half)
+
+
+def test_a_packed_layer_computes_what_torchs_does_and_shows_its_weights():
+    layer, vectors = torch.nn.Linear(24, 40).bfloat16(), torch.randn(3, 7, 24).bfloat16()
+    packed = PackedLinear(layer)
+    assert torch.equal(packed.weight, layer.weight)
+    torch.testing.assert_close(packed(vectors), layer(vectors))
+
+
+def test_every_linear_layer_of_the_copy_is_packed(tiny_encoder):
+    if torch.backends.mkldnn.is_available():
+        kinds = [type(module) for module in lowered(tiny_encoder, "bf16").modules()]
+        assert torch.nn.Linear not in kinds and kinds.count(PackedLinear) == 4 * len(tiny_encoder.layers)

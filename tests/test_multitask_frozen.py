@@ -9,6 +9,7 @@ import torch
 
 import common.metrics
 import common.states
+from common.attention import Tokens
 from common.data import UNLABELLED
 from common.errors import UserError
 from common.freezing import freeze
@@ -70,9 +71,10 @@ def test_a_frozen_head_has_no_dropout(ours, tmp_path):
 def test_the_backward_pass_stops_above_what_is_frozen(ours):
     ours.freeze("stages:0-1")
     batch = ours.encoder.tokenizer.pad(ours.encoder.tokenizer(TEXTS))
-    below = ours.encoder.layers[0](ours.encoder.embeddings(batch[0]), batch[1].bool()[:, None, None, :])
+    tokens = Tokens(batch[1])
+    below = ours.encoder.layers[0](tokens.take(ours.encoder.embeddings(batch[0])), tokens)
     assert not below.requires_grad
-    assert ours.encoder.layers[1](below, None).requires_grad
+    assert ours.encoder.layers[1](below, tokens).requires_grad
 
 
 def test_reusing_the_frozen_encoders_outputs_changes_nothing(model, tmp_path, monkeypatch):

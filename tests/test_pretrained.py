@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, AutoModel, BartConfig, BartModel, T5Config, T5Model
 
+from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.heads import MultiTaskModel
 from common.load import load_encoder
@@ -48,6 +49,16 @@ def test_an_embedding_is_what_transformers_computes_pooled_with_unit_norm(kind, 
 def test_an_embedding_does_not_depend_on_its_company(encoder):
     alone = np.concatenate([encoder.encode([sentence]) for sentence in SENTENCES])
     np.testing.assert_allclose(encoder.encode(SENTENCES), alone, atol=1e-5)
+
+
+def test_in_bf16_it_computes_nearly_the_same(encoder):
+    exact, rough = (encoder.encode(SENTENCES, precision=precision) for precision in ("fp32", "bf16"))
+    assert (exact * rough).sum(axis=1).min() > 0.99
+
+
+def test_steps_are_cut_to_spare_padding_and_less_so_on_an_accelerator(encoder):
+    on_the_processor = encoder.max_padding
+    assert 0 < on_the_processor < encoder.to("meta").max_padding < SentenceEncoder.max_padding
 
 
 @pytest.mark.parametrize("kind", KINDS)

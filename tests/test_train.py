@@ -5,11 +5,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import common.checkpoint
-import common.train
 from common.cli import at_least
 from common.config import TrainingConfig
 from common.data import SentenceDataset
+from common.encoder import SentenceEncoder
 from common.errors import UserError
 from common.metrics import pair_similarities, spearman
 from common.rows import TrainingRows
@@ -104,7 +103,7 @@ def test_the_token_budget_changes_no_gradient(scored, tiny_encoder, tmp_path, mo
         data = SentenceDataset(ROWS, tiny_encoder.tokenizer, data_scores)
         config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=budget, max_steps=1)
         trainer = Trainer(PairObjective(copy.deepcopy(tiny_encoder), data), config, tmp_path / str(budget))
-        monkeypatch.setattr(common.train, "MAX_PADDING", 10**9)
+        monkeypatch.setattr(SentenceEncoder, "max_padding", 10**9)
         cut = [len(batches) for batches in [next(iter(begun(trainer)._share_of_each_step()))]]
         assert cut[0] == 1 if budget == 8192 else cut[0] > 5
         found.append(gradients(trainer))
@@ -128,25 +127,13 @@ def test_in_bf16_too_a_step_run_twice_has_the_gradient_of_one_run_once(tiny_enco
 
 @pytest.mark.parametrize(("budget", "runs"), [(8192, 1), (40, 2)])
 def test_batches_are_run_twice_only_where_they_do_not_fit_together(budget, runs, tiny_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(common.train, "MAX_PADDING", 1)
+    monkeypatch.setattr(SentenceEncoder, "max_padding", 1)
     data, seen = SentenceDataset(ROWS, tiny_encoder.tokenizer), []
     config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=budget, max_steps=1)
     trainer = Trainer(PairObjective(tiny_encoder, data), config, tmp_path)
     trainer.objective.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     trainer.train()
     assert len(seen) > runs and sum(seen) == 16 * runs
-
-
-def test_on_an_accelerator_a_step_is_cut_into_fewer_batches(tiny_encoder, tmp_path):
-    config, counts = dataclasses.replace(CONFIG, batch_size=62, batch_tokens=4096, max_steps=1), {}
-    rows = [(" ".join(["word"] * length),) for length in range(1, 63)]
-    for device in ("cpu", "cuda"):
-        trainer = begun(
-            Trainer(PairObjective(tiny_encoder, SentenceDataset(rows, tiny_encoder.tokenizer)), config, tmp_path)
-        )
-        trainer.device = torch.device(device)
-        counts[device] = len(next(iter(trainer._share_of_each_step())))
-    assert counts["cpu"] > 2 * counts["cuda"]
 
 
 def test_in_bf16_too_the_evaluations_are_of_the_model_as_it_then_is(tiny_encoder, tmp_path):
@@ -174,7 +161,7 @@ class Casts(TorchDispatchMode):
 
 
 def test_in_bf16_a_weight_is_cast_once_a_step_however_many_batches_there_are(tiny_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(common.train, "MAX_PADDING", 1)
+    monkeypatch.setattr(SentenceEncoder, "max_padding", 1)
     data, steps = SentenceDataset(ROWS, tiny_encoder.tokenizer), 2
     config = dataclasses.replace(CONFIG, batch_size=16, batch_tokens=8192, max_steps=steps, precision="bf16")
     trainer = Trainer(PairObjective(tiny_encoder, data), config, tmp_path)
