@@ -30,7 +30,7 @@ class Tokens:
             return
         lengths, padding = [mask.size(1)] * len(mask), math.inf
         if mask.device.type == "cpu":
-            ends = (mask * torch.arange(1, mask.size(1) + 1)).amax(dim=1)  # (batch,)
+            ends = (mask * torch.arange(1, mask.size(1) + 1)).amax(dim=1).clamp(min=1)  # (batch,)
             lengths, padding = ends.tolist(), MAX_PADDING
         groups = token_budget_batches(lengths, math.inf, padding)
         own = [mask[rows, : lengths[rows[0]]] for rows in groups]  # each (rows, length of the longest)

@@ -45,6 +45,15 @@ def test_tokens_taken_and_put_back_are_the_batch_without_its_padding(mask):
     assert torch.equal(tokens.put_back(taken), batch * mask[..., None])
 
 
+def test_a_row_without_tokens_leaves_the_others_alone():
+    encoder = SentenceEncoder(EncoderConfig(**TINY)).eval()
+    ids = torch.randint(5, 100, (2, 4))
+    with torch.no_grad():
+        alone = encoder.token_states(ids[:1], torch.ones(1, 4))
+        beside = encoder.token_states(ids, torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]))
+    torch.testing.assert_close(beside, torch.cat([alone, torch.zeros_like(alone)]))
+
+
 @pytest.mark.parametrize("padding", [0, 2, math.inf])
 def test_each_row_attends_to_its_own_tokens_whatever_the_groups(padding, monkeypatch):
     monkeypatch.setattr(common.attention, "MAX_PADDING", padding)
