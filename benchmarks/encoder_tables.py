@@ -143,6 +143,16 @@ def memory() -> Table:
     return Table(["texts", "MB at most", "texts a second (of those beyond the row above's)"], rows)
 
 
+def side_by_side() -> Table:
+    """What two programs embed together that run at once, beside what one embeds alone."""
+    found, rows = load("speed"), []
+    words = {"ours": "**`encode(texts)`**", "spinning": "… with OpenMP's own waiting", "fp32": SYSTEMS["fp32"]}
+    for name, shown in words.items():
+        alone, two = (found["texts"] * n / found["side_by_side"][name][of] for n, of in ((1, "alone"), (2, "two")))
+        rows.append([shown, f"{alone:.1f}", f"{two:.1f}", f"{two / alone:.2f}"])
+    return Table(["texts a second", "one alone", "two at once, together", "of one alone"], rows)
+
+
 def starts() -> Table:
     found = load("speed")["seconds_from_start"]
     words = {

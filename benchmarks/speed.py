@@ -7,8 +7,8 @@ The shipped encoder's folder, opened here and by sentence-transformers with each
 its own. They take turns: 256 news texts of DATA, and one alone; medians of five rounds (--quick: 128 texts, three
 rounds), beside the machine's own rate of matrix multiplication in the same rounds, how far the embeddings are from ours
 in fp32 (of these texts and of the sentences of stsb_dev), and Spearman on stsb_dev. The defaults of both without bf16
-and AVX-512 as well, which torch and its libraries are told to leave alone, and whole commands, in turns with
-sentence-transformers doing the same.
+and AVX-512 as well, which torch and its libraries are told to leave alone; two of the same at once; and whole commands,
+in turns with sentence-transformers doing the same.
 """
 
 import json
@@ -39,9 +39,16 @@ CLASSIFIES = "ours predict"
 OURS = ("ours fp32", "ours auto", CLASSIFIES)
 DEFAULTS = ("fp32", "ours fp32")  # of both sides on a processor without bf16
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+# Two at once: ours, ours with the waiting of GNU's OpenMP, and sentence-transformers.
+SIDE_BY_SIDE = {
+    "ours": ("ours auto", {}),
+    "spinning": ("ours auto", {"GOMP_SPINCOUNT": "300000"}),
+    "fp32": ("fp32", {}),
+}
 PEERS_FILE = Path(__file__).with_name("peers.txt")
 TEXTS, ROUNDS = 256, 5
 QUICK_TEXTS, QUICK_ROUNDS = 128, 3
+SIDE_BY_SIDE_ROUNDS = 3
 START_TEXTS = 100
 RATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPE = (1024, 768, 3072)
@@ -58,16 +65,21 @@ class Worker:
     def __init__(self, python: str, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         command, pipe = [python, str(ROOT / "benchmarks" / "speed_worker.py")], subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **environment})
-        self._say(json.dumps(about))
+        self.say(json.dumps(about))
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Give a command, whose answer is to be read."""
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
+    def answer(self) -> float | None:
+        """The answer of a command that was given."""
+        return json.loads(self.process.stdout.readline())
+
     def ask(self, command: str) -> float | None:
         """A command's answer."""
-        self._say(command)
-        return json.loads(self.process.stdout.readline())
+        self.say(command)
+        return self.answer()
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -130,6 +142,26 @@ def embeddings_of(worker: Worker) -> np.ndarray:
         return np.load(f"{folder}/a.npy")
 
 
+def compare_side_by_side(python: str, asked: Mapping[str, Any], rounds: int) -> dict[str, dict[str, float]]:
+    """The median seconds for all texts: of one alone, and of two at once, each with all of them."""
+    found = {}
+    for name, (system, environment) in SIDE_BY_SIDE.items():
+        print(f"side by side: {name}", flush=True)
+        pair = [start([system], python, asked, environment)[system] for _ in range(2)]
+        for worker in pair:
+            worker.ask("all")  # the first pass is slower
+        alone = [pair[0].ask("all") for _ in range(rounds)]
+        together = []
+        for _ in range(rounds):
+            for worker in pair:
+                worker.say("all")
+            together.append(max(worker.answer() for worker in pair))
+        for worker in pair:
+            worker.close()
+        found[name] = {"alone": statistics.median(alone), "two": statistics.median(together)}
+    return found
+
+
 def compare_starts(python: str, folder: Path, texts: Sequence[str], rounds: int) -> dict[str, float]:
     """The median seconds of commands from start to end."""
     with tempfile.TemporaryDirectory() as place:
@@ -153,6 +185,7 @@ def main() -> None:
     parser.add_argument("python", help="of the environment with the peers")
     parser.add_argument("--quick", action="store_true", help="fewer texts and rounds; nothing is recorded")
     arguments = parser.parse_args()
+    os.environ.pop("GOMP_SPINCOUNT", None)  # which `common` sets: ours do so for themselves, peers do not
     count, rounds = (QUICK_TEXTS, QUICK_ROUNDS) if arguments.quick else (TEXTS, ROUNDS)
     texts = read_labelled_rows([arguments.data / "topic" / "test.csv"]).texts[:count]
     pairs = read_scored_pairs(arguments.data / "sts" / "stsb_dev.csv")
@@ -163,6 +196,7 @@ def main() -> None:
         asked = {"folder": folder, "texts": texts, "sentences": list(chain(*zip(*pairs.rows, strict=True)))}
         found = compare(start([*PEERS, *OURS], arguments.python, asked, {}), rounds, pairs)
         without = compare(start(DEFAULTS, arguments.python, asked, AVX2), rounds, pairs)["systems"]
+        beside = compare_side_by_side(arguments.python, asked, SIDE_BY_SIDE_ROUNDS)
         starts = compare_starts(arguments.python, Path(folder), texts[:START_TEXTS], rounds)
     for name, precision in (("ours fp32", "fp32"), ("ours auto", resolve_precision("auto", encoder.device))):
         rate = 2 * weights * tokens / found["systems"][name]["all"]
@@ -173,11 +207,14 @@ def main() -> None:
                   f"one {1000 * one['one']:.1f} ms  cosine {one.get('lowest_cosine', math.nan):.5f}  "
                   f"stsb_dev {100 * one.get('stsb_dev', math.nan):.2f}  "
                   f"{one.get('share_of_multiply_rate', math.nan):.0%} of the machine's rate")  # fmt: skip
+    for name, one in beside.items():
+        print(f"{name}: {count / one['alone']:.1f} texts/s alone, {2 * count / one['two']:.1f} as two at once")
     for name, seconds in starts.items():
         print(f"{name}: {seconds:.2f} s")
     if not arguments.quick:
         about = {"texts": count, "tokens": tokens, "peers": versions_of_peers(arguments.python)}
-        record(RESULTS / "speed.json", {**about, **found, "without_avx512": without, "seconds_from_start": starts})
+        parts = {"without_avx512": without, "side_by_side": beside, "seconds_from_start": starts}
+        record(RESULTS / "speed.json", {**about, **found, **parts})
 
 
 def versions_of_peers(python: str) -> dict[str, str]:

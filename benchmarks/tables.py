@@ -31,6 +31,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "speed-without-avx512": encoder_tables.speed_without_avx512,
     "memory": encoder_tables.memory,
     "starts": encoder_tables.starts,
+    "side-by-side": encoder_tables.side_by_side,
     "training-speed": encoder_tables.training_speed,
     "samples": task_tables.samples,
     "defaults": task_tables.default_choices,

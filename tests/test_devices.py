@@ -1,9 +1,13 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from common.cli import ROOT
 from common.config import InferenceConfig, TrainingConfig
 from common.devices import place, resolve_batch, resolve_precision, without_gradients
 from common.heads import MultiTaskModel
@@ -60,3 +64,15 @@ def test_batches_are_as_large_as_is_quickest_on_the_device(tiny_encoder, monkeyp
     compute(model)
     length = len(tiny_encoder.tokenizer(TEXTS[:1])[0])
     assert max(sizes) == DEFAULT // length * length
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_spin_little_unless_told_otherwise(environment, spins):
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    program = "import common, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=clean | environment, cwd=ROOT
+    )
+    assert ran.stdout.split() == [spins]
