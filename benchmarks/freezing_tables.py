@@ -21,9 +21,9 @@ def costs() -> Table:
     rows = []
     for scenario, cost in found.items():
         step = cost["milliseconds_per_step"]
-        once = f"{cost['milliseconds_per_text_before']:.1f}" if cost["milliseconds_per_text_before"] else ""
-        memory = [f"{cost[name]:,.0f}" for name in ("added_megabytes", "optimizer_megabytes")]
-        rows.append([scenario, f"{cost['trainable'] / 1e6:.1f}", f"{step:,.0f}", f"{step / whole:.0%}", once, *memory])
+        once = f"{cost['milliseconds_per_text_before']:.1f}"
+        memory = [f"{cost['added_megabytes']:,.0f}", f"{cost['optimizer_megabytes']:.1f}"]
+        rows.append([scenario, f"{cost['trainable'] / 1e6:.2f}", f"{step:,.0f}", f"{step / whole:.0%}", once, *memory])
     header = ["frozen", "trainable (million)", "ms a step", "of nothing frozen", "once before, ms a text"]
     return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
 
