@@ -185,7 +185,8 @@ def main() -> None:
     parser.add_argument("python", help="of the environment with the peers")
     parser.add_argument("--quick", action="store_true", help="fewer texts and rounds; nothing is recorded")
     arguments = parser.parse_args()
-    os.environ.pop("GOMP_SPINCOUNT", None)  # which `common` sets: ours do so for themselves, peers do not
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # ours set the first for themselves, peers do not
+        os.environ.pop(name, None)
     count, rounds = (QUICK_TEXTS, QUICK_ROUNDS) if arguments.quick else (TEXTS, ROUNDS)
     texts = read_labelled_rows([arguments.data / "topic" / "test.csv"]).texts[:count]
     pairs = read_scored_pairs(arguments.data / "sts" / "stsb_dev.csv")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 
-def token_budget_batches(lengths: Sequence[int], batch_tokens: int, padding: float = math.inf) -> list[list[int]]:
+def token_budget_batches(lengths: Sequence[int], batch_tokens: float, padding: float = math.inf) -> list[list[int]]:
     """Indices sorted by length and cut so that rows × longest row ≤ `batch_tokens` in each batch.
 
     A row longer than the budget is a batch by itself. Long batches come first, so that memory is at its

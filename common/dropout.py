@@ -18,7 +18,7 @@ def dropout(values: Tensor, share: float) -> Tensor:
     What is dropped depends on torch's random state alone.
     """
     dropped = round(share * CHOICES)
-    if values.device.type != "cpu" or not 0 < dropped < CHOICES:
+    if values.device.type != "cpu" or not 0 < dropped < CHOICES or not values.numel():
         return F.dropout(values, share)
     seed = torch.randint(2**63 - 1, ()).item()
     bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-values.numel() // 4)))

@@ -143,8 +143,8 @@ class TransformerLayer(nn.Module):
 
     def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
         """(tokens, dim) to the same."""
-        dropout = self.attention_dropout if self.training else 0.0
-        attended = self.attention_output(tokens.attend(self.query_key_value(states), self.heads, dropout))
+        share = self.attention_dropout if self.training else 0.0
+        attended = self.attention_output(tokens.attend(self.query_key_value(states), self.heads, share))
         states = self.attention_norm(states + self.dropout(attended))
         expanded = self.activation(self.feed_forward(states))  # (tokens, intermediate_size)
         return self.feed_forward_norm(states + self.dropout(self.feed_forward_output(expanded)))
@@ -153,7 +153,7 @@ class TransformerLayer(nn.Module):
 class SentenceEncoder(Encoder):
     """The project's encoder, and every BERT checkpoint: 6 layers, 8 heads and 768 wide unless told otherwise."""
 
-    max_padding = math.inf  # next to nothing is computed for it
+    max_padding = math.inf  # little is computed for it
 
     def __init__(self, config: EncoderConfig | None = None, tokenizer: SentenceTokenizer | None = None) -> None:
         super().__init__()

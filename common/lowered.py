@@ -39,7 +39,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
-        return torch.ops.mkldnn._linear_pointwise(vectors, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(vectors.to(self.packed.dtype), self.packed, self.bias, "none", [], "")
+
+
+def can_pack() -> bool:
+    """Whether this processor is one for which oneDNN packs bf16."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _pack(module: nn.Module) -> None:
@@ -68,7 +73,7 @@ def lowered(module: Module, precision: str) -> Module:
     if known != state:
         cast = {id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in weights}
         copy = deepcopy(module, cast).eval()
-        if dtype == torch.bfloat16 and weights[0].device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if dtype == torch.bfloat16 and weights[0].device.type == "cpu" and can_pack():
             _pack(copy)
         _copies[module] = state, weights, copy  # the weights too, for else others might come to lie at their address
     return copy

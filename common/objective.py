@@ -38,7 +38,7 @@ class Step:
 
     def __init__(self, batches: list[Batch], forward: Callable[[int, Batch], Any], batch_tokens: int) -> None:
         self.batches, self._forward = batches, forward
-        self.fits = len(batches) == 1 or sum(batch["input_ids"].numel() for batch in batches) <= batch_tokens
+        self.fits = len(batches) == 1 or sum(int(batch["attention_mask"].sum()) for batch in batches) <= batch_tokens
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # name to [sum, count]
 
     def forward(self, number: int) -> Any:

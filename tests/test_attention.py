@@ -19,11 +19,14 @@ MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_torchs_own(masked):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_attention_is_torchs_own(masked, dtype, tolerance):
     query, key, value = torch.randn(3, 5, 4, 5, 8)
     mask = MASK[:, None, None] if masked else None
     expected = F.scaled_dot_product_attention(query, key, value, mask)
-    torch.testing.assert_close(attention(query, key, value, mask), expected)
+    found = attention(query.to(dtype), key.to(dtype), value.to(dtype), mask)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
 
 
 def test_dropout_on_attention_leaves_its_mean():
@@ -46,12 +49,14 @@ def test_tokens_taken_and_put_back_are_the_batch_without_its_padding(mask):
 
 
 def test_a_row_without_tokens_leaves_the_others_alone():
-    encoder = SentenceEncoder(EncoderConfig(**TINY)).eval()
+    encoder = SentenceEncoder(EncoderConfig(**TINY))
+    encoder.set_dropout(1e-4)  # so that attention is written out
     ids = torch.randint(5, 100, (2, 4))
-    with torch.no_grad():
-        alone = encoder.token_states(ids[:1], torch.ones(1, 4))
-        beside = encoder.token_states(ids, torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]))
+    alone = encoder.eval().token_states(ids[:1], torch.ones(1, 4))
+    beside = encoder.token_states(ids, torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]))
     torch.testing.assert_close(beside, torch.cat([alone, torch.zeros_like(alone)]))
+    encoder.train().token_states(ids, torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]))[0].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
 
 
 @pytest.mark.parametrize("padding", [0, 2, math.inf])

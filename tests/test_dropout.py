@@ -39,6 +39,10 @@ def test_nothing_or_everything_is_dropped(share, expected):
     assert torch.equal(dropout(torch.ones(5), share), torch.full((5,), expected))
 
 
+def test_nothing_is_dropped_from_nothing():
+    assert dropout(torch.ones(0, 3), 0.5).shape == (0, 3)
+
+
 def test_half_precision_stays_half_precision():
     assert dropout(torch.ones(5, dtype=torch.bfloat16), 0.5).dtype == torch.bfloat16
 

@@ -54,6 +54,9 @@ def test_an_embedding_does_not_depend_on_its_company(encoder):
 def test_in_bf16_it_computes_nearly_the_same(encoder):
     exact, rough = (encoder.encode(SENTENCES, precision=precision) for precision in ("fp32", "bf16"))
     assert (exact * rough).sum(axis=1).min() > 0.99
+    model = MultiTaskModel(encoder, {"mood": ["good", "bad"]}).eval()
+    for one, other in zip(*(model.predict(SENTENCES, precision=name) for name in ("fp32", "bf16")), strict=True):
+        assert one["mood"]["probabilities"] == pytest.approx(other["mood"]["probabilities"], abs=0.05)
 
 
 def test_steps_are_cut_to_spare_padding_and_less_so_on_an_accelerator(encoder):

@@ -148,6 +148,15 @@ def test_in_bf16_too_the_evaluations_are_of_the_model_as_it_then_is(tiny_encoder
     assert history[-1]["dev spearman"] == spearman(similarities, pairs.scores)
 
 
+def test_padding_runs_nothing_twice(tiny_encoder, tmp_path):
+    rows = [("a b c", "c b a")] * 15 + [(" ".join(["word"] * 50), "a")]
+    seen, config = [], dataclasses.replace(CONFIG, batch_size=16, batch_tokens=300, max_steps=1)
+    trainer = Trainer(PairObjective(tiny_encoder, SentenceDataset(rows, tiny_encoder.tokenizer)), config, tmp_path)
+    trainer.objective.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    trainer.train()
+    assert len(seen) > 1 and sum(seen) == 16
+
+
 class Casts(TorchDispatchMode):
     """Counts how often a tensor is cast."""
 
