@@ -48,7 +48,7 @@ if not only_help(__name__):  # what follows takes seconds to load
     from common.data import MultiTaskDataset
     from common.devices import place, resolve_device, without_gradients
     from common.encoder import SentenceEncoder
-    from common.exact import can_be_fitted, fit_linear_heads, to_fit
+    from common.exact import begin_fitted, can_be_fitted, fit_linear_heads, to_fit
     from common.files import to_json, write_json
     from common.freezing import is_frozen
     from common.heads import TASKS, MultiTaskModel
@@ -168,7 +168,7 @@ class Train(MultiTaskConfig):
             del trainer.objective.contents[START]  # this run's own saves replace them
         start = "random weights" if self.from_scratch else self.encoder or self.model or SHIPPED_WORDS
         print(f"start: {start}; learning rate {self.learning_rate:g} ({self.rates}); seed {self.seed}")
-        if fitted := [task for task in model.tasks if task in model.new and data.has_every_label(task)]:
+        if fitted := begin_fitted(model, data):
             print(f"heads that begin as logistic regression on these rows: {', '.join(fitted)}")
         print(parts_table(describe(model, trainer.objective.rates)))
         total = self.total_steps(len(data))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,16 @@ def restore_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def model_digest(model: Any) -> str:
-    """A short name for an encoder or a multi-task model: the same where weights and `description` are the same."""
+def model_digest(model: Any, without: Sequence[str] = ()) -> str:
+    """A short name for an encoder or a multi-task model: the same where weights and `description` are the same.
+
+    Args:
+        without: how the names begin of weights that make no difference.
+    """
     found = hashlib.sha256(json.dumps(model.description()).encode())
     for name, tensor in model.state_dict().items():
-        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        if not name.startswith(tuple(without)):
+            found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]
 
 

@@ -78,23 +78,27 @@ def fit_linear_heads(
     return chosen
 
 
+def begin_fitted(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:
+    """The tasks whose heads begin as logistic regression: new ones, frozen or not, with a row for each label."""
+    return [task for task in model.tasks if task in model.new and data.has_every_label(task)]
+
+
 def fit_new_heads(
     model: MultiTaskModel, data: MultiTaskDataset, class_weight: str = "none", seed: int = 0, **options: Any
 ) -> None:
-    """Fit the classifiers of new heads, frozen ones too, where each of their labels has a row; C is 0.001.
+    """Fit the classifiers of the heads that begin so; C is 0.001.
 
     Args:
         seed: which rows are taken of a task that has more than START_ROWS.
         options: as for `fit_linear_heads`.
     """
     draw, taken = np.random.default_rng(seed), {}
-    for task in model.tasks:
-        if task in model.new and data.has_every_label(task):
-            rows, truth = labelled(data, task)
-            order = draw.permutation(len(rows))
-            firsts = np.unique(truth[order], return_index=True)[1]  # of each label
-            some = order[np.union1d(firsts, np.arange(min(len(order), START_ROWS)))]
-            taken[task] = rows[some], truth[some]
+    for task in begin_fitted(model, data):
+        rows, truth = labelled(data, task)
+        order = draw.permutation(len(rows))
+        firsts = np.unique(truth[order], return_index=True)[1]  # of each label
+        some = order[np.union1d(firsts, np.arange(min(len(order), START_ROWS)))]
+        taken[task] = rows[some], truth[some]
     if not taken:
         return
     every = np.unique(np.concatenate([rows for rows, _ in taken.values()]))

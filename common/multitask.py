@@ -15,9 +15,9 @@ from common.config import MultiTaskConfig
 from common.data import UNLABELLED, MultiTaskDataset
 from common.devices import processes, share_out, sum_over_processes, wait_for_all
 from common.errors import UserError
-from common.exact import fit_new_heads
+from common.exact import begin_fitted, fit_new_heads
 from common.freezing import gradual_unfreezing, is_frozen
-from common.heads import MultiTaskModel
+from common.heads import MultiTaskModel, head_key
 from common.losses import balanced_class_weights, complete_weights, distance_loss, task_loss, uncertainty_weighted
 from common.metrics import calibrate, evaluate_tasks
 from common.objective import Batch, Metrics, Objective, Step
@@ -83,7 +83,9 @@ class MultiTaskObjective(Objective):
                 raise UserError("needs an encoder that is not all frozen", "keep_similarity")
             self.tracked += ("distance",)
         dev_digest = dev.digest() if dev else None
-        self.contents = {START: model_digest(model), "the dev rows": dev_digest, "the file of rates": self.rates}
+        fitted = [f"heads.{head_key(task)}." for task in begin_fitted(model, data)]  # the fit replaces what they hold
+        start = model_digest(model, without=fitted)
+        self.contents = {START: start, "the dev rows": dev_digest, "the file of rates": self.rates}
         self._texts = data, dev
 
     def _thaw(self, config: MultiTaskConfig) -> dict[str, int]:
@@ -249,9 +251,9 @@ def learning(model: MultiTaskModel, data: MultiTaskDataset) -> list[str]:
 
 def refuse_untrainable(model: MultiTaskModel, data: MultiTaskDataset) -> None:
     """UserError where a frozen head has labels that it has not learned, or nothing that trains has labels to learn."""
+    fitted = begin_fitted(model, data)
     for task in model.tasks:
-        fitted = task in model.new and data.has_every_label(task)
-        if task in model.new | model.grown and is_frozen(model.head(task)) and not fitted:
+        if task in model.new | model.grown and is_frozen(model.head(task)) and task not in fitted:
             raise UserError(f"the head of {task} has labels that it has not learned: it cannot be frozen", "freeze")
     if not learning(model, data):
         raise UserError("nothing that trains has labelled rows to learn from", "freeze")

@@ -155,6 +155,21 @@ def test_resuming_with_any_other_option_is_refused(field, ours, tmp_path):
         trainer_for(ours, tmp_path, dataclasses.replace(CONFIG, **other)).train(resume=True)
 
 
+def test_a_training_resumes_whatever_the_new_heads_held_that_a_fit_replaced(ours, tmp_path):
+    ours.new, other = {"topic", "sentiment"}, copy.deepcopy(ours)
+    for task in TASKS:
+        other.head(task).classifier.reset_parameters()
+    whole = copy.deepcopy(ours)
+    trainer_for(whole, tmp_path / "whole").train()
+    first, again = (trainer_for(model, tmp_path / "parts") for model in (ours, other))
+    backward, stop = first._backward, at_step(1, interrupt)
+    first._backward = lambda *arguments: stop(first) or backward(*arguments)
+    with pytest.raises(Interrupted):
+        first.train()
+    again.train(resume=True)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 def test_the_model_kept_has_the_best_dev_score(ours, tmp_path):
     progress = trainer_for(ours, tmp_path, dev=True).train()
     best = evaluate_tasks(MultiTaskModel.from_pretrained(tmp_path), data_for(ours))
