@@ -153,6 +153,7 @@ def keeping_order() -> Table:
     kept = {
         way: [one["stsb_test"] for one in load_all(keeping.result_path(way, seed) for seed in range(SEEDS))]
         for way in keeping.WAYS
+        if way != keeping.RANDOM  # which is no way to keep anything
     }
     order = sorted((way for way, values in kept.items() if len(values) == SEEDS), key=lambda way: -np.mean(kept[way]))
     return Table(
