@@ -78,6 +78,17 @@ def paired() -> Table:
     return Table(["set", "pairs", *compared], rows)
 
 
+def near_misses() -> Table:
+    """How often the meaning is preferred to the words."""
+    rows = []
+    for system, found in load("sts/near-misses")["systems"].items():
+        cosines = [f"{found[of]:.2f}" for of in ("paraphrases", "near_misses")]
+        score = f"{100 * found['stsb_test']['spearman']:.1f}"
+        rows.append([sts.WORDS[system], f"{found['prefers_the_paraphrase']:.0%}", *cosines, score])
+    header = ["system", "prefers the paraphrase", "mean cosine of paraphrases", "of near misses", "stsb_test"]
+    return Table(header, rows)
+
+
 def distillation_starts() -> Table:
     rows = [[start, f"{100 * score:.1f}"] for start, score in load("distill/starts")["stsb_dev"].items()]
     return Table(["before training", "stsb_dev"], rows)

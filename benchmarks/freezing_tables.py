@@ -13,6 +13,7 @@ from common.report import mean_and_spread
 
 SEEDS = freezing.SEEDS
 PEER = "regression"  # of the heads
+FIRST = "first"  # the folder of what was recorded from the first encoder
 
 
 def costs() -> Table:
@@ -28,48 +29,35 @@ def costs() -> Table:
     return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
 
 
-def frozen_results(target: str, scenario: str, size: int, encoder: str = "") -> list[dict[str, float]]:
-    """What the trainings of one scenario reached; `encoder`: "first", the one that shipped first.
-
-    "earlier" is the present one with the earlier heads and the rate that they had.
-    """
-    paths = [freezing.result_path(target, scenario, size, seed) for seed in range(freezing.SEEDS)]
-    return [found["reached"] for found in load_all(path.parent / encoder / path.name for path in paths)]
+def frozen_results(target: str, scenario: str, size: int, folder: str = "") -> list[dict[str, float]]:
+    """What the trainings of one scenario reached."""
+    paths = [freezing.result_path(target, scenario, size, seed) for seed in range(SEEDS)]
+    return [found["reached"] for found in load_all(path.parent / folder / path.name for path in paths)]
 
 
-def freezing_scenarios(encoder: str = "") -> Table:
+def freezing_scenarios() -> Table:
     rows = []
     for size in freezing.SIZES:
         for scenario in freezing.SCENARIOS:
-            if found := frozen_results("both", scenario, size, encoder):
+            if found := frozen_results("both", scenario, size):
                 cells = [result(name, [f[name] for f in found]) for name in (*TASKS, "stsb_test")]
                 rows.append([f"{size:,}", scenario, len(found), *cells])
     return Table(["rows", "frozen", "seeds", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
 
 
-def freezing_differences(encoder: str = "") -> Table:
+def freezing_differences() -> Table:
     rows = []
     for size in freezing.SIZES:
-        nothing = frozen_results("both", "nothing", size, encoder)
+        nothing = frozen_results("both", "nothing", size)
         for scenario in freezing.SCENARIOS:
-            found = frozen_results("both", scenario, size, encoder)
-            if scenario not in ("nothing", "everything") and len(found) == len(nothing) == freezing.SEEDS:
+            found = frozen_results("both", scenario, size)
+            if scenario != "nothing" and len(found) == len(nothing) == SEEDS:
                 cells = [
                     difference(name, [f[name] for f in found], [f[name] for f in nothing])
                     for name in (*TASKS, "stsb_test")
                 ]
                 rows.append([f"{size:,}", scenario, *cells])
     return Table(["rows", "frozen, less nothing frozen", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
-
-
-def less_earlier_heads() -> Table:
-    """What the same rows give with the heads and the rate of today, less with those of before."""
-    rows = []
-    for scenario in ("nothing", "the lower half", "the encoder"):
-        today, earlier = (frozen_results("both", scenario, 1_000, folder) for folder in ("", "earlier"))
-        names = (*TASKS, "stsb_test")
-        rows.append([scenario, *(difference(n, [f[n] for f in today], [f[n] for f in earlier]) for n in names)])
-    return Table(["frozen", "topic accuracy", "sentiment macro recall", "stsb_test"], rows)
 
 
 def short_freezing() -> Table:
@@ -89,7 +77,7 @@ def near_and_far() -> Table:
         for scenario in freezing.SCENARIOS:
             cells, seeds = [], []
             for target, task in (("topic", "topic"), ("code", "package")):
-                if found := frozen_results(target, scenario, size, "first"):
+                if found := frozen_results(target, scenario, size, FIRST):
                     cells += [result(name, [f[name] for f in found]) for name in (task, "stsb_test")]
                     seeds.append(len(found))
             if cells:
@@ -99,12 +87,12 @@ def near_and_far() -> Table:
 
 
 def near_and_far_differences() -> Table:
-    rows, zero = [], np.zeros(freezing.SEEDS)
+    rows, zero = [], np.zeros(SEEDS)
     for scenario in ("the encoder", freezing.OUTSIDE):
         lost = {}
         for target, task in (("topic", "topic"), ("code", "package")):
             found, nothing = (
-                [f[task] for f in frozen_results(target, name, 1_000, "first")] for name in (scenario, "nothing")
+                [f[task] for f in frozen_results(target, name, 1_000, FIRST)] for name in (scenario, "nothing")
             )
             lost[target] = np.subtract(found, nothing)
         compared = [(lost["topic"], zero), (lost["code"], zero), (lost["code"], lost["topic"])]

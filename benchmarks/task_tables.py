@@ -23,11 +23,6 @@ EARLIER_MULTITASK = {
     "frozen-second": "second encoder, frozen + logistic regression",
     "frozen-first": "first encoder, frozen + logistic regression",
 }
-EARLIER_DEFAULTS = {
-    "2e-5, 3 epochs": "earlier heads, 2e-5, 3 epochs",
-    "the default": "earlier heads, 1e-4",
-    defaults.TOGETHER: "earlier heads, 1e-4, one model for all four",
-}
 ON_ALL = (
     *("shipped-all", "earlier-heads-all", "third-all", "first-all"),
     *("frozen", "frozen-third", "frozen-second", "frozen-first", "frozen-minilm", "tfidf-all"),
@@ -39,14 +34,12 @@ def default_choices() -> Table:
     """What each choice of rate and length reaches on the test rows."""
     rows = []
     for size in (100, 1_000, 5_000):
-        known = [(choice, "", choice) for choice in defaults.CHOICES]
-        known += [(choice, "earlier", words) for choice, words in EARLIER_DEFAULTS.items()]
-        for choice, folder, words in known:
+        for choice in defaults.CHOICES:
             paths = [defaults.result_path(task, size, choice) for task in defaults.TASKS]
-            found = {record["task"]: record for record in load_all(path.parent / folder / path.name for path in paths)}
+            found = {record["task"]: record for record in load_all(paths)}
             cells = [f"{found[t]['test'][of]:.3f}" if t in found else "" for t, of in defaults.TASKS.items()]
             if found:
-                rows.append([f"{size:,}", words, *cells])
+                rows.append([f"{size:,}", choice, *cells])
     return Table(["rows", "choice", *(f"{task} {of.replace('_', ' ')}" for task, of in defaults.TASKS.items())], rows)
 
 
