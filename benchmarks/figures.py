@@ -15,7 +15,7 @@ from benchmarks.diagram import model_diagram
 from benchmarks.encoder_tables import SYSTEMS
 from benchmarks.multitask import TASKS
 from benchmarks.record import RESULTS
-from benchmarks.strategies import BASE_RATES, SEEDS, STRATEGIES, at_best_rate, recorded
+from benchmarks.strategies import BASE_RATES, at_best_rate, of_seeds
 from benchmarks.table import load
 from common.config import TASK_RATE
 from common.encoder import SentenceEncoder
@@ -35,11 +35,11 @@ MARKERS = dict(zip(BASE_RATES, "os^", strict=True))
 def forgetting_figure() -> Figure:
     """What each strategy reaches against what it keeps, at each base rate: means over the seeds, and deviations."""
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for place, strategy in enumerate(STRATEGIES):
+    trained = list(at_best_rate())
+    for place, strategy in enumerate(trained):
         points = []
         for rate, marker in MARKERS.items():
-            outcomes = [found for seed in range(SEEDS) if (found := recorded(strategy, rate, seed))]
-            if outcomes:
+            if outcomes := of_seeds(strategy, rate):
                 before = 100 * outcomes[0]["scored"][0]
                 kept = [100 * outcome["scored"][1] for outcome in outcomes]
                 reached = [np.mean([o["test"][task][measure] for task, measure in TASKS.items()]) for o in outcomes]
@@ -50,7 +50,7 @@ def forgetting_figure() -> Figure:
     axes.set_xlabel("Spearman × 100 on stsb_test after training (what is kept)")
     axes.set_ylabel("mean of topic accuracy and sentiment macro recall")
     axes.grid(alpha=0.3)
-    colours = [Line2D([], [], color=f"C{place}", linewidth=3, label=name) for place, name in enumerate(STRATEGIES)]
+    colours = [Line2D([], [], color=f"C{place}", linewidth=3, label=name) for place, name in enumerate(trained)]
     rates = [Line2D([], [], color="black", lw=0, marker=m, label=f"base rate {r:g}") for r, m in MARKERS.items()]
     start = axes.axvline(before, color="black", linestyle="--", linewidth=1, label="before training")
     figure.legend(handles=[*colours, *rates, start], loc="outside lower center", ncols=4)

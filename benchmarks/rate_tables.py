@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from benchmarks.strategies import BASE_RATES, SEEDS, STAGES, at_best_rate, dev_score, recorded
+from benchmarks.strategies import BASE_RATES, SEEDS, STAGES, STRATEGIES, at_best_rate, dev_score, of_seeds, recorded
 from benchmarks.table import Record, Table, difference, load, result
 from common.encoder import SentenceEncoder
 from common.freezing import gradual_unfreezing
@@ -21,22 +21,31 @@ MEASURES: Mapping[str, Callable[[Record], float]] = {
 
 
 def strategies() -> Table:
-    rows = [
-        [name, f"{rate:g}", len(found), *(result(measure, [of(f) for f in found]) for measure, of in MEASURES.items())]
-        for name, (rate, found) in at_best_rate().items()
-    ]
-    return Table(["strategy", "base rate", "seeds", *MEASURES], rows)
+    """What was trained with every seed; a strategy's best rate on the dev rows in bold."""
+    rows = []
+    for name, (best, _) in at_best_rate().items():
+        for rate in BASE_RATES:
+            found = of_seeds(name, rate)
+            if len(found) == SEEDS:
+                shown = f"**{rate:g}**" if rate == best else f"{rate:g}"
+                cells = [result(measure, [of(f) for f in found]) for measure, of in MEASURES.items()]
+                rows.append([name, shown, *cells])
+    return Table(["strategy", "base rate", *MEASURES], rows)
 
 
 def strategy_differences() -> Table:
-    best = at_best_rate()
-    uniform = best.pop("uniform")[1]
-    rows = [
-        [name, *(difference(name, [of(f) for f in found], [of(f) for f in uniform]) for name, of in MEASURES.items())]
-        for name, (_, found) in best.items()
-        if len(found) == SEEDS
-    ]
-    return Table(["strategy, less uniform", *MEASURES], rows)
+    """Less uniform rates: each strategy at its best rate, then both at one and the same."""
+    compared = {"each at its best": {name: found for name, (_, found) in at_best_rate().items()}}
+    for rate in BASE_RATES:
+        compared[f"both at {rate:g}"] = {name: of_seeds(name, rate) for name in STRATEGIES}
+    rows = []
+    for words, found in compared.items():
+        uniform = found.pop("uniform")
+        for name, outcomes in found.items():
+            if len(outcomes) == len(uniform) == SEEDS:
+                pairs = {m: ([of(f) for f in outcomes], [of(f) for f in uniform]) for m, of in MEASURES.items()}
+                rows.append([name, words, *(difference(measure, *pair) for measure, pair in pairs.items())])
+    return Table(["strategy, less uniform", "base rate", *MEASURES], rows)
 
 
 def sweep() -> Table:

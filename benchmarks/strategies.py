@@ -1,6 +1,7 @@
 """Layer-wise rates on real data: what does each strategy reach, at its best base rate, and what does it forget?
 
     python -m benchmarks.strategies DATA STRATEGY [STRATEGY ...]    train and test; a result that is there is kept
+    python -m benchmarks.strategies DATA STRATEGY --also RATE       the other seeds at this base rate as well
 
 DATA is the folder with `topic/`, `sentiment/` and `sts/`. Every strategy trains on the same random rows with each
 of three base rates; the one with the best dev score is then trained with two more seeds, each with another sample of
@@ -22,7 +23,7 @@ from common.rows import LabelledRows, read_labelled_rows, read_scored_pairs
 
 RUNS = ROOT / "runs" / "strategies"
 STRATEGIES = ("uniform", "layerwise", "gradual", "decay:0.9")
-BASE_RATES = (3e-5, 1e-4, 3e-4)
+BASE_RATES = (2e-5, 5e-5, 1e-4)
 SEEDS = 3
 ROWS = {"topic": 600, "sentiment": 1_200}
 CONFIG = {"epochs": 2, "batch_size": 32, "evaluate_every": 29}
@@ -56,6 +57,11 @@ def recorded(strategy: str, rate: float, seed: int) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def of_seeds(strategy: str, rate: float) -> list[dict[str, Any]]:
+    """What was recorded at a base rate, of all seeds."""
+    return [found for seed in range(SEEDS) if (found := recorded(strategy, rate, seed))]
+
+
 def dev_score(outcome: dict[str, Any]) -> float:
     """Macro F1 averaged over the tasks, of the model that is kept."""
     return max(score for _, score in outcome["dev_scores"])
@@ -67,9 +73,10 @@ def best_rate(strategy: str) -> float:
     return max(scores, key=scores.get)
 
 
-def train(data: Path, strategy: str) -> None:
-    """The sweep over base rates, then the other seeds at the best of them."""
-    runs = [(rate, 0) for rate in BASE_RATES] + [(None, seed) for seed in range(1, SEEDS)]
+def train(data: Path, strategy: str, also: float | None) -> None:
+    """The sweep over base rates, then the other seeds at the best of them, and at one more."""
+    chosen = [None] if also is None else [None, also]
+    runs = [(rate, 0) for rate in BASE_RATES] + [(rate, seed) for rate in chosen for seed in range(1, SEEDS)]
     for rate, seed in runs:
         rate = rate or best_rate(strategy)
         if recorded(strategy, rate, seed) is None:
@@ -82,20 +89,16 @@ def train(data: Path, strategy: str) -> None:
 def at_best_rate() -> dict[str, tuple[float, list[dict[str, Any]]]]:
     """For each strategy: its best base rate, and what was recorded at it."""
     trained = [strategy for strategy in STRATEGIES if any(recorded(strategy, r, 0) for r in BASE_RATES)]
-    found = {}
-    for strategy in trained:
-        rate = best_rate(strategy)
-        outcomes = [recorded(strategy, rate, seed) for seed in range(SEEDS)]
-        found[strategy] = (rate, [outcome for outcome in outcomes if outcome])
-    return found
+    return {strategy: (rate := best_rate(strategy), of_seeds(strategy, rate)) for strategy in trained}
 
 
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("strategies", nargs="+", choices=STRATEGIES, metavar="strategy")
+    parser.add_argument("--also", type=float, choices=BASE_RATES, metavar="RATE", help="the other seeds at it as well")
     arguments = parser.parse_args()
     for strategy in arguments.strategies:
-        train(arguments.data, strategy)
+        train(arguments.data, strategy, arguments.also)
 
 
 if __name__ == "__main__":
