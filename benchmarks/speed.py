@@ -30,13 +30,13 @@ import torch
 from benchmarks.record import RESULTS, command_line, record
 from benchmarks.speed_worker import PEERS
 from common.cli import ROOT
-from common.devices import resolve_precision
+from common.devices import cpu_multiplies_int8, resolve_precision
 from common.encoder import SentenceEncoder
 from common.metrics import spearman
 from common.rows import TrainingRows, read_labelled_rows, read_scored_pairs
 
 CLASSIFIES = "ours predict"
-OURS = ("ours fp32", "ours auto", CLASSIFIES)
+OURS = ("ours fp32", "ours auto", *(["ours int8"] if cpu_multiplies_int8() else []), CLASSIFIES)
 DEFAULTS = ("fp32", "ours fp32")  # of both sides on a processor without bf16
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 # Two at once: ours, ours with the waiting of GNU's OpenMP, and sentence-transformers.

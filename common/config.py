@@ -7,7 +7,7 @@ from common.cli import Config, above, at_least, between, option
 from common.errors import UserError
 
 SHIPPED_WORDS = "the shipped encoder"
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 PRECISION_HELP = "auto is bf16 where the processor computes in it, else fp32"
 DEVICE_HELP = "cpu, cuda, mps; auto takes an accelerator where there is one"
 # Tokens of a batch. On a processor the states of larger ones no longer fit into its caches.
@@ -32,7 +32,7 @@ class InferenceConfig(Config):
         f"the most tokens in one batch, padding included (default: {CPU_BATCH}, on an accelerator {BATCH})",
         check=at_least(1),
     )
-    precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
+    precision: str = option("auto", f"{PRECISION_HELP}; int8: quicker, rougher", choices=("auto", *PRECISIONS))
     device: str = option("auto", DEVICE_HELP)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.config import BATCH, CPU_BATCH, PRECISIONS, InferenceConfig, TrainingConfig
 from common.errors import ProcessLost, UserError
 
-DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def place(model: nn.Module, config: InferenceConfig) -> dict[str, Any]:
@@ -64,15 +64,27 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """What "auto" means on a device: bf16 where the processor computes in it, else fp32. Others mean themselves.
 
     Raises:
-        UserError: there is no such precision.
+        UserError: there is no such precision, or it is int8 and the device has no quick products of that.
     """
-    if precision in DTYPES:
+    if precision == "int8" and not (device.type == "cpu" and cpu_multiplies_int8()):
+        raise UserError("int8 needs a processor with AVX512-VNNI; auto works everywhere", "precision")
+    if precision in PRECISIONS:
         return precision
     if precision != "auto":
-        raise UserError(f'must be one of auto, {", ".join(DTYPES)}, not "{precision}"', "precision")
+        raise UserError(f'must be one of auto, {", ".join(PRECISIONS)}, not "{precision}"', "precision")
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
+
+
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type of numbers in a precision; under int8, of all but the products in it.
+
+    Raises:
+        UserError: what `resolve_precision` refuses.
+    """
+    precision = resolve_precision(precision, device)
+    return DTYPES[resolve_precision("auto", device) if precision == "int8" else precision]
 
 
 def cpu_computes_bf16() -> bool:
@@ -81,13 +93,18 @@ def cpu_computes_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def cpu_multiplies_int8() -> bool:
+    """Whether the processor has instructions for products of int8 (AVX512-VNNI)."""
+    return bool(torch.cpu.get_capabilities().get("avx512_vnni"))
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """A context that computes in a precision on the device; fp32 changes nothing.
 
     Raises:
         UserError: there is no such precision.
     """
-    dtype = DTYPES[resolve_precision(precision, device)]
+    dtype = resolve_dtype(precision, device)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 

@@ -133,6 +133,7 @@ class TransformerLayer(nn.Module):
         self.heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
         self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.query_key_value.precise_from = 2 * dim  # in int8 the values' error is most of what there is
         self.attention_output = nn.Linear(dim, dim)
         self.attention_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.feed_forward = nn.Linear(dim, config.intermediate_size)

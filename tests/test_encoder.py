@@ -190,8 +190,8 @@ def test_a_single_string_is_refused(tiny_encoder):
 
 @pytest.mark.parametrize("sentences", [SENTENCES, []])
 def test_a_precision_there_is_none_of_is_answered_with_the_choices(tiny_encoder, sentences):
-    with pytest.raises(UserError, match='precision: must be one of auto, fp32, bf16, fp16, not "int8"'):
-        tiny_encoder.encode(sentences, precision="int8")
+    with pytest.raises(UserError, match='precision: must be one of auto, fp32, bf16, fp16, int8, not "int4"'):
+        tiny_encoder.encode(sentences, precision="int4")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

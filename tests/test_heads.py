@@ -282,8 +282,8 @@ def test_predicting_in_bf16_gives_nearly_the_same_probabilities(model):
 
 
 def test_predicting_in_a_precision_there_is_none_of_is_answered_with_the_choices(model):
-    with pytest.raises(UserError, match='precision: must be one of auto, fp32, bf16, fp16, not "int8"'):
-        model.predict(TEXTS, precision="int8")
+    with pytest.raises(UserError, match='precision: must be one of auto, fp32, bf16, fp16, int8, not "int4"'):
+        model.predict(TEXTS, precision="int4")
 
 
 def test_an_encoder_without_heads_is_refused(tiny_folder):

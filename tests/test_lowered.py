@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.encoder import SentenceEncoder
-from common.lowered import PackedLinear, can_pack, lowered
+from common.lowered import lowered
 from common.optim import build_optimizer
 
 SENTENCES = ["A cat sat.", "The dog ran across the whole wide field.", "Yes", "One two three four five six seven."]
@@ -90,31 +90,3 @@ def test_auto_is_half_precision_where_the_processor_computes_in_it(tiny_encoder,
     np.testing.assert_array_equal(tiny_encoder.encode(SENTENCES), full)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     np.testing.assert_array_equal(tiny_encoder.encode(SENTENCES), half)
-
-
-needs_packing = pytest.mark.skipif(not can_pack(), reason="this processor packs no bf16")
-
-
-@needs_packing
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_computes_what_torchs_does_and_shows_its_weights(bias):
-    layer, vectors = torch.nn.Linear(24, 40, bias).bfloat16(), torch.randn(3, 7, 24).bfloat16()
-    packed = PackedLinear(layer)
-    assert torch.equal(packed.weight, layer.weight)
-    torch.testing.assert_close(packed(vectors), layer(vectors))
-    torch.testing.assert_close(packed(vectors.float()), layer(vectors))
-
-
-@needs_packing
-def test_every_linear_layer_of_the_copy_is_packed(tiny_encoder):
-    kinds = [type(module) for module in lowered(tiny_encoder, "bf16").modules()]
-    assert torch.nn.Linear not in kinds and kinds.count(PackedLinear) == 4 * len(tiny_encoder.layers)
-
-
-def test_where_nothing_can_be_packed_the_copy_computes_the_same(tiny_encoder, monkeypatch):
-    expected = tiny_encoder.encode(SENTENCES, precision="bf16")
-    monkeypatch.setattr("common.lowered.can_pack", lambda: False)
-    other = SentenceEncoder(tiny_encoder.config, tiny_encoder.tokenizer).eval()
-    other.load_state_dict(tiny_encoder.state_dict())
-    assert PackedLinear not in map(type, lowered(other, "bf16").modules())
-    np.testing.assert_allclose(other.encode(SENTENCES, precision="bf16"), expected, atol=0.01)

@@ -94,6 +94,12 @@ def test_half_precision_gives_nearly_the_same_embeddings(encoder):
     np.testing.assert_allclose(rough, exact, atol=0.03)
 
 
+def test_int8_is_refused_for_it_is_not_known_what_has_to_be_precise(encoder, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_vnni": True})
+    with pytest.raises(UserError, match="precision: int8 is for encoders of BERT's kind"):
+        encoder.encode(SENTENCES, precision="int8")
+
+
 def test_every_parameter_is_in_exactly_one_stage(encoder):
     held = [id(parameter) for stage in encoder.stages() for parameter in stage.parameters()]
     assert sorted(held) == sorted(map(id, encoder.parameters()))
