@@ -61,7 +61,11 @@ def speed_figure() -> Figure:
     """How many texts a second each system embeds; ours in colour."""
     record = load("speed")
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    rates = {name: record["texts"] / record["systems"][name]["all"] for name in reversed(SYSTEMS)}
+    rates = {
+        name: record["texts"] / record["systems"][name]["all"]
+        for name in reversed(SYSTEMS)
+        if name in record["systems"]
+    }
     names = [SYSTEMS[name].replace("`", "").replace("*", "") for name in rates]
     colours = ["C0" if name.startswith("ours") else "silver" for name in rates]
     axes.bar_label(axes.barh(names, rates.values(), color=colours), fmt="%.0f", padding=3)

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import UserError
@@ -129,12 +129,14 @@ MOST_RATINGS = 20  # different numbers that may still be labels
 class LabelledRows:
     """Texts with a label, or None, for each of some tasks.
 
-    `labels` holds one list a task, as long as `texts`; `places` says where each row stood ("file, line 3").
+    `labels` holds one list a task, as long as `texts`; `places` says where each row stood ("file, line 3"); `columns`
+    are all that their files have.
     """
 
     texts: list[str]
     labels: dict[str, list[str | None]]
     places: list[str]
+    columns: tuple[str, ...] = ()
 
     def classes(self) -> dict[str, list[str]]:
         """The labels that occur for each task, sorted."""
@@ -143,7 +145,7 @@ class LabelledRows:
     def pick(self, rows: Sequence[int]) -> "LabelledRows":
         """The rows of these numbers."""
         labels = {task: [column[i] for i in rows] for task, column in self.labels.items()}
-        return LabelledRows([self.texts[i] for i in rows], labels, [self.places[i] for i in rows])
+        return replace(self, texts=[self.texts[i] for i in rows], labels=labels, places=[self.places[i] for i in rows])
 
     def hold_out(self, every: int, seed: int) -> tuple["LabelledRows", "LabelledRows"]:
         """Split at random into most rows and about one in `every`, with labels in the same shares in both.
@@ -178,8 +180,10 @@ def read_labelled_rows(
     texts: list[str] = []
     labels: dict[str, list[str | None]] = {}
     places: list[str] = []
+    columns: dict[str, None] = {}
     for path in paths:
         found = columns_of(path)
+        columns |= dict.fromkeys(found)
         if text not in found:
             raise UserError(f'{path}, line 1: no column "{text}" with texts (found: {", ".join(found)})', "text")
         here = [name for name in found if name != text and (tasks is None or name in tasks)]
@@ -203,7 +207,7 @@ def read_labelled_rows(
         warnings.warn(f"{path}: rows without a label for {' or '.join(tasks)} are left out: {count}", stacklevel=2)
     if not texts:
         raise UserError(f"{paths[0]}: no row has a label for {' or '.join(tasks)}")
-    return LabelledRows(texts, labels, places)
+    return LabelledRows(texts, labels, places, tuple(columns))
 
 
 def label_of(cell: str) -> str | None:
@@ -222,7 +226,7 @@ def training_tasks(
     """
     for task in asked or []:
         if task not in rows.labels:
-            raise UserError(f'no file has a column "{task}" with labels', "tasks")
+            raise UserError(f'no file has a column "{task}" (found: {", ".join(rows.columns)})', "tasks")
     tasks, learned = rows.classes(), learned or {}
     for task, labels in tasks.items():
         labelled = sum(label is not None for label in rows.labels[task])

@@ -270,7 +270,7 @@ def test_labels_that_cannot_be_learned_are_named(write_csv, mistake):
 
 def test_a_chosen_task_that_no_file_has_is_named(write_csv):
     path = write_csv("a.csv", ["text", "topic"], [["a", "x"]])
-    with pytest.raises(UserError, match='no file has a column "mood"'):
+    with pytest.raises(UserError, match=r'no file has a column "mood" \(found: text, topic\)'):
         training_tasks(read_labelled_rows([path], ["topic", "mood"]), ["topic", "mood"])
 
 
