@@ -34,6 +34,7 @@ from common.devices import (
     autocast,
     copy_from_main,
     processes,
+    release_memory,
     resolve_device,
     resolve_precision,
     share_of,
@@ -49,6 +50,7 @@ from common.objective import Batch, Metrics, Objective, Step
 from common.optim import build_optimizer, schedule_factor
 
 CHECKPOINT_SECONDS = 300
+RELEASE_STEPS = 10  # between two releases of memory; each takes a tenth of a second
 
 
 @dataclass
@@ -239,6 +241,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
+        if self.progress.step % RELEASE_STEPS == 0:
+            release_memory()
 
     def _evaluation_is_due(self) -> bool:
         """Whether this is a step to evaluate after, and that is not done."""

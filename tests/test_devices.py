@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 
@@ -76,3 +77,26 @@ def test_threads_spin_little_unless_told_otherwise(environment, spins):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=clean | environment, cwd=ROOT
     )
     assert ran.stdout.split() == [spins]
+
+
+GROW_AND_SHRINK = """
+import psutil, torch
+from common.devices import release_memory
+
+def used():
+    return psutil.Process().memory_info().rss / 2**20
+
+torch.ones(2**22).sum()  # freed: from now on glibc takes arrays of up to 16 MB from its heap
+arrays = [torch.ones(2**18) for _ in range(400)]  # 1 MB each
+kept = arrays[::40]
+del arrays
+before = used()
+release_memory()
+print(before - used())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way")
+def test_memory_that_was_freed_between_what_is_in_use_goes_back_to_the_system():
+    run = subprocess.run([sys.executable, "-c", GROW_AND_SHRINK], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(run.stdout) > 200
