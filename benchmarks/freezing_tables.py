@@ -13,7 +13,6 @@ from common.report import mean_and_spread
 
 SEEDS = freezing.SEEDS
 PEER = "regression"  # of the heads
-FIRST = "first"  # the folder of what was recorded from the first encoder
 
 
 def costs() -> Table:
@@ -29,10 +28,10 @@ def costs() -> Table:
     return Table([*header, "memory it added (MB)", "optimizer (MB)"], rows)
 
 
-def frozen_results(target: str, scenario: str, size: int, folder: str = "") -> list[dict[str, float]]:
+def frozen_results(target: str, scenario: str, size: int) -> list[dict[str, float]]:
     """What the trainings of one scenario reached."""
     paths = [freezing.result_path(target, scenario, size, seed) for seed in range(SEEDS)]
-    return [found["reached"] for found in load_all(path.parent / folder / path.name for path in paths)]
+    return [found["reached"] for found in load_all(paths)]
 
 
 def freezing_scenarios() -> Table:
@@ -77,10 +76,10 @@ def near_and_far() -> Table:
         for scenario in freezing.SCENARIOS:
             cells, seeds = [], []
             for target, task in (("topic", "topic"), ("code", "package")):
-                if found := frozen_results(target, scenario, size, FIRST):
+                if found := frozen_results(target, scenario, size):
                     cells += [result(name, [f[name] for f in found]) for name in (task, "stsb_test")]
                     seeds.append(len(found))
-            if cells:
+            if len(seeds) == 2:
                 rows.append([f"{size:,}", scenario, min(seeds), *cells])
     header = ["rows", "frozen", "seeds", "news (near): accuracy", "stsb_test", "code (far): accuracy", "stsb_test"]
     return Table(header, rows)
@@ -91,9 +90,7 @@ def near_and_far_differences() -> Table:
     for scenario in ("the encoder", freezing.OUTSIDE):
         lost = {}
         for target, task in (("topic", "topic"), ("code", "package")):
-            found, nothing = (
-                [f[task] for f in frozen_results(target, name, 1_000, FIRST)] for name in (scenario, "nothing")
-            )
+            found, nothing = ([f[task] for f in frozen_results(target, name, 1_000)] for name in (scenario, "nothing"))
             lost[target] = np.subtract(found, nothing)
         compared = [(lost["topic"], zero), (lost["code"], zero), (lost["code"], lost["topic"])]
         rows.append([scenario, *(difference("accuracy", *pair) for pair in compared)])
