@@ -1,4 +1,4 @@
-"""Where computation runs, in which precision, and how several processes work as one."""
+"""Where computation runs, in which precision and memory, and how several processes work as one."""
 
 import ctypes
 import sys

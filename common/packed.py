@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 LARGEST_WEIGHT = 124  # of int8; a multiple of 31, so that weights of 6 bits, like the shipped ones, are not rounded
-LARGEST_VALUE = 126
+LARGEST_VALUE = 126  # not 127: a scale that bf16 rounds down may make it one more
 ZERO = 128  # in uint8: with values in int8, the product was too slow to be timed
 
 
@@ -31,7 +31,8 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """A linear layer that multiplies whole numbers of 8 bits; each row of the weights and each token has its scale.
 
-    torch's product takes one scale for all tokens: here that is 1, and each token's own is multiplied in behind it.
+    Token-wise quantization (ZeroQuant, Yao et al. 2022). torch's product takes one scale for all tokens: here that is
+    1, and each token's own is multiplied in behind it.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
