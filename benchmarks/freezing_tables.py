@@ -79,7 +79,7 @@ def near_and_far() -> Table:
                 if found := frozen_results(target, scenario, size):
                     cells += [result(name, [f[name] for f in found]) for name in (task, "stsb_test")]
                     seeds.append(len(found))
-            if len(seeds) == 2:
+            if len(seeds) == 2:  # of both targets
                 rows.append([f"{size:,}", scenario, min(seeds), *cells])
     header = ["rows", "frozen", "seeds", "news (near): accuracy", "stsb_test", "code (far): accuracy", "stsb_test"]
     return Table(header, rows)
