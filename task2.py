@@ -50,8 +50,9 @@ if not only_help(__name__):  # what follows takes seconds to load
     from common.encoder import SentenceEncoder
     from common.exact import begin_fitted, can_be_fitted, fit_linear_heads, to_fit
     from common.files import to_json, write_json
+    from common.folders import TASKS
     from common.freezing import is_frozen
-    from common.heads import TASKS, MultiTaskModel
+    from common.heads import MultiTaskModel
     from common.load import load_encoder
     from common.metrics import calibrate, judge_tasks
     from common.multitask import MultiTaskTrainer, learning, refuse_untrainable

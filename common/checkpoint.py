@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from common.errors import UserError
 from common.files import atomic_file, refuse_no_folder
+from common.folders import TASKS
 
 CHECKPOINT = "checkpoint.safetensors"
 START = "the starting model"  # among what a resumed run must share with the first
@@ -108,7 +109,8 @@ def refuse_existing(output: str | Path, resume: bool, overwrite: bool) -> None:
     if (output / CHECKPOINT).is_file():
         what = "an unfinished run: resume it (--resume)"
     elif (output / "config.json").is_file():
-        what = "a model already: choose another folder"
+        heads = " and its tasks' heads" if (output / TASKS).is_file() else ""
+        what = f"a model{heads} already: choose another folder"
     else:
         return
     raise UserError(f"{output} holds {what}, or overwrite it (--overwrite)", "output")

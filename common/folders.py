@@ -17,6 +17,7 @@ FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a hub's repository
 POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
 MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # with their folders
 UNBOUNDED = 10**6  # a tokenizer that sets no bound writes 10^30
+HEADS, TASKS = "heads.safetensors", "tasks.json"  # what a multi-task model has beside its encoder
 LENGTH_FILE, POOLING_FILE, MODULES_FILE = "sentence_bert_config.json", "1_Pooling/config.json", "modules.json"
 
 

@@ -20,13 +20,12 @@ from common.dropout import Dropout
 from common.embedding import Encoder, evaluating, pool
 from common.errors import UserError
 from common.files import atomic_folder, write_json
-from common.folders import model_folder
+from common.folders import HEADS, TASKS, model_folder
 from common.freezing import frozen_stages, is_frozen
 from common.load import load_encoder
 from common.lowered import lowered
 from common.rows import LabelledRows
 
-HEADS, TASKS = "heads.safetensors", "tasks.json"
 DROPOUT = 0.1
 SHARPNESS = 5.0  # at the rates of fine-tuning queries stay small: with a factor of 1 attention stayed even
 Found = TypeVar("Found")

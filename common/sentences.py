@@ -19,7 +19,7 @@ from common.data import SentenceDataset, digest
 from common.devices import processes, sum_over_processes
 from common.embedding import Encoder
 from common.errors import UserError
-from common.heads import HEADS, TASKS
+from common.folders import HEADS, TASKS
 from common.losses import (
     LossSum,
     contrastive_loss,

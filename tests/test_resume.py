@@ -168,6 +168,9 @@ def test_a_run_is_not_lost_by_starting_another(tmp_path):
     assert (tmp_path / "config.json").exists()
     with pytest.raises(UserError, match="holds a model already"):
         refuse_existing(tmp_path, resume=False, overwrite=False)
+    (tmp_path / "tasks.json").touch()
+    with pytest.raises(UserError, match="holds a model and its tasks' heads already"):
+        refuse_existing(tmp_path, resume=False, overwrite=False)
 
 
 def test_from_python_a_model_is_not_replaced_unless_asked(tiny_encoder, tiny_folder):
